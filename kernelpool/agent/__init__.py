@@ -1,0 +1,1 @@
+"""The program inside every sandbox: one listener, one kernel, executions, outputs, files."""

@@ -1,0 +1,1 @@
+"""One module a surface over the same Gateway."""

@@ -1,0 +1,1 @@
+"""What makes sandboxes. One file a backend, one line here."""

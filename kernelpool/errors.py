@@ -1,0 +1,196 @@
+"""Every error that a caller can meet: code, HTTP status, message, what to do.
+
+    KernelpoolError
+    ├── CallerError              the caller can mend the request now
+    │   ├── InvalidRequest
+    │   │   ├── InvalidIdentifier
+    │   │   ├── InvalidPath
+    │   │   ├── InvalidFileName
+    │   │   └── InvalidApiVersion
+    │   ├── Unauthorized
+    │   ├── Forbidden
+    │   ├── NotFound
+    │   │   ├── PoolNotFound
+    │   │   ├── SessionNotFound
+    │   │   ├── ExecutionNotFound
+    │   │   └── FileNotFound
+    │   ├── Conflict
+    │   ├── PayloadTooLarge
+    │   └── WorkspaceFull
+    ├── TryLater                 the same request may pass later
+    │   ├── SessionLimitReached
+    │   ├── ExecutionQueueFull
+    │   ├── AllocationTimeout
+    │   ├── GatewayDraining
+    │   └── BackendUnavailable
+    └── Fault                    ours to mend; the caller can only report it
+        ├── SandboxLost
+        ├── AgentFault
+        └── StartFailed
+
+User code that raises is not here: it is an output. Surfaces translate these classes; nobody else knows HTTP.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class KernelpoolError(Exception):
+    """Base of all. `str()` of it is shown to callers, so it holds no path, secret or stack of the gateway."""
+
+    code: ClassVar[str] = "InternalError"
+    status: ClassVar[int] = 500
+    remedy: ClassVar[str] = "Report this to the operator of the gateway, with the traceId."
+
+    @property
+    def message(self) -> str:
+        return str(self) or self.code
+
+
+class CallerError(KernelpoolError):
+    status = 400
+
+
+class InvalidRequest(CallerError):
+    code = "InvalidRequest"
+    remedy = "Correct the field that the message names."
+
+
+class InvalidIdentifier(InvalidRequest):
+    code = "InvalidSessionIdentifier"
+    remedy = "Send ?identifier= with 4 to 128 of the characters A-Z a-z 0-9 and _ | } { [ ] : \" ; ' < > ? / . , @ # $ % ^ & * ( ) - + = ! ~ `."
+
+
+class InvalidIdentifierLength(InvalidIdentifier):
+    code = "InvalidLengthOfSessionIdentifier"
+
+
+class InvalidPath(InvalidRequest):
+    code = "FilePathInvalid"
+    remedy = "Name a path inside /mnt/data, without '..' and control characters."
+
+
+class InvalidFileName(InvalidPath):
+    code = "FileNameInvalid"
+
+
+class InvalidApiVersion(InvalidRequest):
+    code = "InvalidApiVersion"
+    remedy = "Send ?api-version=2025-10-02-preview (or any earlier one)."
+
+
+class Unauthorized(CallerError):
+    code = "Unauthorized"
+    status = 401
+    remedy = "Send the header 'Authorization: Bearer <token>' with the token that `kernelpool serve` printed at its first start."
+
+
+class Forbidden(CallerError):
+    code = "Forbidden"
+    status = 403
+    remedy = "Ask the operator for a token that may do this."
+
+
+class NotFound(CallerError):
+    code = "NotFound"
+    status = 404
+    remedy = "Check the URL."
+
+
+class PoolNotFound(NotFound):
+    code = "SessionPoolNotFound"
+    remedy = "Check the pool's name in the URL."
+
+
+class SessionNotFound(NotFound):
+    code = "NoSessionFoundError"
+    remedy = "Any execution or upload with this identifier makes the session anew."
+
+
+class ExecutionNotFound(NotFound):
+    code = "ExecutionNotFound"
+    remedy = "Poll the session that the execution was submitted to, while the session lives."
+
+
+class FileNotFound(NotFound):
+    code = "FileNotFound"
+    remedy = "List the files of the session to see what is there."
+
+
+class Conflict(CallerError):
+    code = "Conflict"
+    status = 409
+    remedy = "Use another id."
+
+
+class PayloadTooLarge(CallerError):
+    code = "PayloadTooLarge"
+    status = 413
+    remedy = "Send less at once; the message names the limit."
+
+
+class WorkspaceFull(CallerError):
+    code = "WorkspaceFull"
+    status = 507
+    remedy = "Delete files in /mnt/data, or ask the operator for a pool with a larger workspace."
+
+
+class TryLater(KernelpoolError):
+    """`retry_after` is in seconds and becomes the Retry-After header."""
+
+    status = 503
+    retry_after: float = 1.0
+    remedy = "Send the request again after the seconds in Retry-After."
+
+
+class SessionLimitReached(TryLater):
+    code = "SessionsCountExceedsLimit"
+    status = 429
+    remedy = "Stop a session that is no longer needed, or try again when one has passed its cooldown."
+
+
+class ExecutionQueueFull(TryLater):
+    code = "ExecutionQueueFull"
+    status = 429
+    remedy = "Wait for an execution of this session to finish."
+
+
+class AllocationTimeout(TryLater):
+    code = "AllocationTimeout"
+
+
+class GatewayDraining(TryLater):
+    code = "GatewayDraining"
+
+
+class BackendUnavailable(TryLater):
+    code = "BackendUnavailable"
+
+
+class Fault(KernelpoolError):
+    status = 500
+
+
+class SandboxLost(Fault):
+    """The sandbox died or fell silent; its variables and files are gone."""
+
+    code = "SandboxLost"
+    status = 502
+    remedy = "Send the request again: the identifier gets a new, empty session."
+
+
+class AgentFault(Fault):
+    """The agent answered with something that its contract does not allow: it may have been taken over."""
+
+    code = "AgentFault"
+    status = 502
+    remedy = "Stop the session and start again with a new one."
+
+
+class StartFailed(Fault):
+    """A sandbox did not come up. Nothing of it is left behind."""
+
+    code = "SandboxStartFailed"
+    status = 503
+    remedy = "Run `kernelpool doctor` on the gateway's machine."
