@@ -16,6 +16,7 @@
     │   │   └── FileNotFound
     │   ├── Conflict
     │   ├── PayloadTooLarge
+    │   ├── RangeNotSatisfiable
     │   └── WorkspaceFull
     ├── TryLater                 the same request may pass later
     │   ├── SessionLimitReached
@@ -59,7 +60,10 @@ class InvalidRequest(CallerError):
 
 class InvalidIdentifier(InvalidRequest):
     code = "InvalidSessionIdentifier"
-    remedy = "Send ?identifier= with 4 to 128 of the characters A-Z a-z 0-9 and _ | } { [ ] : \" ; ' < > ? / . , @ # $ % ^ & * ( ) - + = ! ~ `."
+    remedy = (
+        "Send ?identifier= with 4 to 128 of the characters A-Z a-z 0-9 "
+        "and _ | } { [ ] : \" ; ' < > ? / . , @ # $ % ^ & * ( ) - + = ! ~ `."
+    )
 
 
 class InvalidIdentifierLength(InvalidIdentifier):
@@ -83,7 +87,7 @@ class InvalidApiVersion(InvalidRequest):
 class Unauthorized(CallerError):
     code = "Unauthorized"
     status = 401
-    remedy = "Send the header 'Authorization: Bearer <token>' with the token that `kernelpool serve` printed at its first start."
+    remedy = "Send the header 'Authorization: Bearer <token>'; `kernelpool serve` printed the token at its first start."
 
 
 class Forbidden(CallerError):
@@ -128,6 +132,12 @@ class PayloadTooLarge(CallerError):
     code = "PayloadTooLarge"
     status = 413
     remedy = "Send less at once; the message names the limit."
+
+
+class RangeNotSatisfiable(CallerError):
+    code = "RangeNotSatisfiable"
+    status = 416
+    remedy = "Ask for bytes that the file has; the message names its size."
 
 
 class WorkspaceFull(CallerError):

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from kernelpool.agents import FileContent
 from kernelpool.backends.base import RuntimeMetadata
 from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
 
@@ -44,14 +45,6 @@ class PoolInfo:
     max_timeout: float
     max_upload: int
     output_streams_max_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class FileContent:
-    info: FileInfo
-    start: int
-    stop: int  # exclusive; stop - start bytes follow
-    chunks: AsyncIterator[bytes]
 
 
 class Session(Protocol):
@@ -94,7 +87,7 @@ class Session(Protocol):
         self, path: WorkspacePath, start: int | None = None, stop: int | None = None
     ) -> AbstractAsyncContextManager[FileContent]:
         """Bytes start..stop (exclusive; a negative start counts from the end) as a stream with back-pressure.
-        Raises `FileNotFound`, `InvalidRequest` for what is no regular file or no such range."""
+        Raises `FileNotFound`, `InvalidRequest` for what is no regular file, `RangeNotSatisfiable`."""
 
     async def write_file(self, path: WorkspacePath, chunks: AsyncIterator[bytes]) -> FileInfo:
         """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`."""
