@@ -27,7 +27,8 @@
     └── Fault                    ours to mend; the caller can only report it
         ├── SandboxLost
         ├── AgentFault
-        └── StartFailed
+        ├── StartFailed
+        └── PrepareFailed
 
 User code that raises is not here: it is an output. Surfaces translate these classes; nobody else knows HTTP.
 """
@@ -204,3 +205,11 @@ class StartFailed(Fault):
     code = "SandboxStartFailed"
     status = 503
     remedy = "Run `kernelpool doctor` on the gateway's machine."
+
+
+class PrepareFailed(Fault):
+    """A runtime's file system could not be made. Nothing half-made is left behind. Shown to the operator, at start."""
+
+    code = "RuntimePrepareFailed"
+    status = 503
+    remedy = "Mend what the message names, then run `kernelpool serve` again."

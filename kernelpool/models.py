@@ -134,9 +134,12 @@ class Execution:
         return max(0.0, (self.finished_at or self.started_at) - self.started_at)
 
 
+EventKind = Literal["state", "output", "update_display", "clear_output", "gap", "done"]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened to an execution; `seq` counts from 0 without a hole except at a `gap`.
+    """One thing that happened to an execution; `seq` grows; what later events made void may be missing.
 
     kind `state`: data {"state"} · `output`: data = an Output as JSON · `update_display`: data {"display_id", "data",
     "metadata"} · `clear_output`: data {"wait"} · `gap`: data {"dropped_bytes"}, events before this one were dropped
@@ -144,7 +147,7 @@ class Event:
     """
 
     seq: int
-    kind: Literal["state", "output", "update_display", "clear_output", "gap", "done"]
+    kind: EventKind
     data: dict[str, Any]
 
 

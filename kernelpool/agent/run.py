@@ -1,0 +1,158 @@
+"""One execution in the agent: its machine, its times, its state, and those who wait for news of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from kernelpool.agent.workspace import IMAGE_SUFFIXES, Workspace, image_name
+from kernelpool.models import EndCause, Event, ExecuteRequest, Execution, ExecutionState
+from kernelpool.protocol.execution import ExecutionMachine, Phase
+from kernelpool.protocol.log import EventLog
+from kernelpool.protocol.messages import Message
+from kernelpool.protocol.outputs import fold
+
+SETTLE = 0.1
+"""Seconds to wait for a second idle when output followed the first."""
+REPLY_WITHOUT_IDLE = 10.0
+"""Seconds to wait for the idle status once the reply is in. Only a kernel that has been tampered with needs them."""
+MAX_IMAGES = 100
+
+
+class Run:
+    """An execution from submission to its end, and what stays of it."""
+
+    def __init__(self, request: ExecuteRequest, output_bytes: int, workspace: Workspace | None) -> None:
+        """`workspace` is where displayed images go; None to leave them in the output only."""
+        loop = asyncio.get_running_loop()
+        self.request = request
+        self.over: asyncio.Future[None] = loop.create_future()
+        """Done when the kernel has nothing more to say, or is gone."""
+        self.stop: asyncio.Future[EndCause] = loop.create_future()
+        """Done when somebody wants it to end early."""
+        self.finished = asyncio.Event()
+        self._look = Execution(request.id, ExecutionState.QUEUED, time.time())
+        self._log = EventLog(output_bytes)
+        self._machine = ExecutionMachine(self._log, self._decorate)
+        self._workspace = workspace
+        self._images: dict[str, int] = {}
+        self._image_count = 0
+        self._news = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._log.state(ExecutionState.QUEUED)
+
+    @property
+    def state(self) -> ExecutionState:
+        return self._look.state
+
+    @property
+    def size(self) -> int:
+        """Bytes of output kept."""
+        return self._log.size
+
+    @property
+    def failed(self) -> bool:
+        """By the kernel's own account."""
+        return self._machine.failed
+
+    @property
+    def lost(self) -> str | None:
+        """Why the kernel went while this ran."""
+        return self._look.state_lost_during
+
+    def look(self) -> Execution:
+        """With the outputs so far."""
+        return replace(self._summary(), outputs=fold(self._log.after(-1)))
+
+    def start(self, notice: str | None) -> None:
+        """`notice` says that the state of earlier executions was lost, and why."""
+        self._change(state=ExecutionState.RUNNING, started_at=time.time(), state_lost_before=notice)
+        self._log.state(ExecutionState.RUNNING)
+
+    def lose(self, reason: str) -> None:
+        """The kernel is gone, and with it this execution."""
+        self._change(state_lost_during=reason)
+        self._machine.end()
+        self._advance()
+
+    def finish(self, state: ExecutionState, cause: EndCause, message: str | None, **facts: Any) -> None:
+        """For good. `facts` are further fields of Execution."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._machine.end()
+        finished_at = time.time()
+        self._change(state=state, cause=cause, message=message, finished_at=finished_at, **facts)
+        self._log.state(state)
+        self.finished.set()
+        self._tell()
+
+    async def events(self, after: int, keep_alive: float) -> AsyncIterator[Event | None]:
+        """As `Agent.events`; None whenever `keep_alive` seconds have passed without news."""
+        while True:
+            news = self._news  # taken before looking, so that what comes while we look wakes us
+            for event in list(self._log.after(after)):
+                after = event.seq
+                yield event
+            if self.finished.is_set():
+                yield Event(max(after + 1, self._log.next_seq), "done", {"execution": self._summary()})
+                return
+            try:
+                async with asyncio.timeout(keep_alive):
+                    await news.wait()
+            except TimeoutError:
+                yield None
+
+    def receive_reply(self, message: Message) -> None:
+        self._machine.receive_reply(message)
+        self._advance()
+
+    def receive_iopub(self, message: Message) -> None:
+        self._machine.receive_iopub(message)
+        self._advance()
+
+    def _advance(self) -> None:
+        phase = self._machine.phase
+        if phase is Phase.DONE:
+            if not self.over.done():
+                self.over.set_result(None)
+        elif phase is not Phase.OPEN and self._timer is None:
+            delay = SETTLE if phase is Phase.SETTLING else REPLY_WITHOUT_IDLE
+            self._timer = asyncio.get_running_loop().call_later(delay, self._settled)
+        self._tell()
+
+    def _settled(self) -> None:
+        self._machine.end()
+        self._advance()
+
+    def _summary(self) -> Execution:
+        return replace(
+            self._look,
+            execution_count=self._machine.execution_count,
+            dropped_bytes=self._log.dropped_bytes,
+        )
+
+    def _change(self, **fields: Any) -> None:
+        self._look = replace(self._look, **fields)
+
+    def _tell(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _decorate(self, output: dict[str, Any]) -> dict[str, Any]:
+        """Saves a displayed image and names its file. A display that is updated keeps its file."""
+        mime = next((mime for mime in IMAGE_SUFFIXES if mime in output.get("data", ())), None)
+        if mime is None or self._workspace is None:
+            return output
+        number = self._images.get(output.get("display_id") or "")
+        if number is None:
+            if self._image_count >= MAX_IMAGES:
+                return output
+            self._image_count += 1
+            number = self._image_count
+            if display_id := output.get("display_id"):
+                self._images[display_id] = number
+        file = self._workspace.save_image(image_name(self.request.id, number), mime, output["data"][mime])
+        return {**output, "files": [file]} if file else output

@@ -1,0 +1,152 @@
+"""Jupyter messages ↔ ZMQ frames: signing, strict decoding. A kernel is hostile: anything odd is a ProtocolError.
+
+Source of the rules: jupyter_client, docs/messaging.rst ("The Wire Protocol").
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+DELIMITER = b"<IDS|MSG>"
+PROTOCOL_VERSION = "5.4"
+MAX_FRAMES = 64
+MAX_DEPTH = 200
+"""Nesting of JSON that is let through. Deeper than real output, shallower than what makes encoders recurse to death."""
+
+
+class ProtocolError(Exception):
+    """A message that no honest kernel sends. It is dropped, whoever it was for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One decoded message; the fields that routing needs are checked to be strings."""
+
+    msg_id: str
+    msg_type: str
+    parent_id: str
+    """msg_id of the request that caused it, "" when none is named."""
+    header: dict[str, Any]
+    metadata: dict[str, Any]
+    content: dict[str, Any]
+    buffers: tuple[bytes, ...] = field(default=(), repr=False)
+    size: int = 0
+    """Bytes on the wire, for budgets."""
+
+
+class Codec:
+    """Signs and checks the messages of one kernel. Holds no socket, reads no clock."""
+
+    def __init__(self, key: bytes, session: str) -> None:
+        self._mac = hmac.new(key, digestmod=hashlib.sha256)
+        self._session = session
+
+    def encode(self, msg_type: str, content: dict[str, Any], *, msg_id: str, date: str) -> list[bytes]:
+        """Frames of a request. `date` is ISO 8601."""
+        header = {
+            "msg_id": msg_id,
+            "msg_type": msg_type,
+            "username": "kernelpool",
+            "session": self._session,
+            "date": date,
+            "version": PROTOCOL_VERSION,
+        }
+        parts = [_dumps(header), b"{}", b"{}", _dumps(content)]
+        return [DELIMITER, self._sign(parts), *parts]
+
+    def decode(self, frames: Sequence[bytes]) -> Message:
+        """Raises `ProtocolError` for whatever is not a signed, well-formed message of sane depth."""
+        if len(frames) > MAX_FRAMES:
+            raise ProtocolError(f"{len(frames)} frames")
+        try:
+            start = frames.index(DELIMITER) + 1
+            signature, *parts = frames[start : start + 5]
+            raw_header, raw_parent, raw_metadata, raw_content = parts
+        except ValueError:
+            raise ProtocolError("frames are missing") from None
+        if not hmac.compare_digest(signature, self._sign(parts)):
+            raise ProtocolError("wrong signature")
+        header, parent = _loads(raw_header), _loads(raw_parent)
+        return Message(
+            msg_id=_text(header, "msg_id"),
+            msg_type=_text(header, "msg_type"),
+            parent_id=_text(parent, "msg_id") if parent else "",
+            header=header,
+            metadata=_loads(raw_metadata),
+            content=_loads(raw_content),
+            buffers=tuple(frames[start + 5 :]),
+            size=sum(map(len, frames)),
+        )
+
+    def _sign(self, parts: Sequence[bytes]) -> bytes:
+        mac = self._mac.copy()
+        for part in parts:
+            mac.update(part)
+        return mac.hexdigest().encode()
+
+
+def _dumps(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _loads(raw: bytes) -> dict[str, Any]:
+    if raw == b"{}":
+        return {}
+    text = raw.decode("utf-8", "replace")
+    try:
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"not JSON: {type(error).__name__}") from None
+    if not isinstance(value, dict):
+        raise ProtocolError("not a JSON object")
+    if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
+        raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
+    return _without_surrogates(value) if "\\u" in text else value
+
+
+def _no_constant(_name: str) -> None:
+    """NaN and the infinities are no JSON; clients would refuse the whole answer."""
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    """Level by level: recursion here would be the attack."""
+    level = [value]
+    for _ in range(limit):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _without_surrogates(value: Any) -> Any:
+    """Lone surrogates cannot be encoded as UTF-8: one would turn a whole answer into an error."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if not value.isascii() else value
+    if isinstance(value, dict):
+        return {_without_surrogates(key): _without_surrogates(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_surrogates(item) for item in value]
+    return value
+
+
+def _text(header: dict[str, Any], name: str) -> str:
+    value = header.get(name)
+    if not isinstance(value, str) or len(value) > 256:
+        raise ProtocolError(f"{name} is no short string")
+    return value

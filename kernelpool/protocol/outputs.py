@@ -1,0 +1,218 @@
+"""Kernel messages → Outputs: checked, cleaned, and folded as a notebook would fold them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from kernelpool.models import DisplayOutput, ErrorOutput, Event, Output, ResultOutput, StreamOutput
+from kernelpool.protocol.messages import Message
+
+MAX_MIME_TYPES = 32
+MAX_TRACEBACK_LINES = 200
+MAX_TRACEBACK_TEXT = 64 << 10
+_MIME = re.compile(r"[A-Za-z0-9][\w.+-]{0,126}/[A-Za-z0-9][\w.+-]{0,126}(;[ \w.+=\"/-]{1,100})?")
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+def text_of(value: object, limit: int = MAX_TRACEBACK_TEXT) -> str:
+    """Whatever should have been text, as text of bounded length."""
+    text = value if isinstance(value, str) else "" if value is None else str(value)[:limit]
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 :]}"
+
+
+def stream_output(content: dict[str, Any]) -> StreamOutput | None:
+    name, text = content.get("name"), content.get("text")
+    if name not in ("stdout", "stderr") or not isinstance(text, str) or not text:
+        return None
+    return StreamOutput(name, text)
+
+
+def display_output(content: dict[str, Any]) -> DisplayOutput:
+    transient = content.get("transient")
+    display_id = transient.get("display_id") if isinstance(transient, dict) else None
+    return DisplayOutput(
+        data=mime_bundle(content.get("data")),
+        metadata=_metadata(content.get("metadata")),
+        display_id=display_id if isinstance(display_id, str) and len(display_id) <= 256 else None,
+    )
+
+
+def result_output(content: dict[str, Any]) -> ResultOutput:
+    return ResultOutput(
+        data=mime_bundle(content.get("data")),
+        metadata=_metadata(content.get("metadata")),
+        execution_count=count_of(content),
+    )
+
+
+def error_output(content: dict[str, Any]) -> ErrorOutput:
+    lines = content.get("traceback")
+    if not isinstance(lines, list):
+        lines = []
+    if len(lines) > MAX_TRACEBACK_LINES:
+        half = MAX_TRACEBACK_LINES // 2
+        lines = [*lines[:half], f"… {len(lines) - 2 * half} lines left out …", *lines[-half:]]
+    return ErrorOutput(
+        ename=_ANSI.sub("", text_of(content.get("ename"), 256)),
+        evalue=_ANSI.sub("", text_of(content.get("evalue"))),
+        traceback=tuple(_ANSI.sub("", text_of(line)) for line in lines),
+    )
+
+
+def count_of(content: dict[str, Any]) -> int | None:
+    """A plausible execution count, or None: code can forge any number."""
+    count = content.get("execution_count")
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < 2**31 else None
+
+
+def mime_bundle(data: object) -> dict[str, Any]:
+    """Keeps what has a real MIME name and a value of that type's form; base64 is checked to be base64."""
+    bundle: dict[str, Any] = {}
+    if not isinstance(data, dict):
+        return bundle
+    for mime, value in data.items():
+        if len(bundle) >= MAX_MIME_TYPES:
+            break
+        if not _MIME.fullmatch(mime):
+            continue
+        if mime == "application/json" or mime.endswith("+json"):
+            bundle[mime] = value
+            continue
+        if isinstance(value, list) and all(isinstance(line, str) for line in value):
+            value = "".join(value)
+        if not isinstance(value, str) or (is_binary(mime) and not _BASE64.fullmatch(value)):
+            continue
+        bundle[mime] = value
+    return bundle
+
+
+def is_binary(mime: str) -> bool:
+    """Whether Jupyter carries this type as base64."""
+    kind = mime.partition("/")[0]
+    return (kind in ("image", "audio", "video") and mime != "image/svg+xml") or mime in (
+        "application/pdf",
+        "application/octet-stream",
+    )
+
+
+def size_of(output: dict[str, Any]) -> int:
+    """What an output costs of a budget: about its bytes as JSON."""
+    text = output.get("text")
+    if isinstance(text, str):
+        return len(text)
+    return len(json.dumps(output, separators=(",", ":")))
+
+
+def _metadata(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+OUTPUTS: dict[str, Callable[[dict[str, Any]], Output | None]] = {
+    "stream": stream_output,
+    "display_data": display_output,
+    "execute_result": result_output,
+    "error": error_output,
+}
+
+
+def output_of(message: Message) -> Output | None:
+    """None for what is no output, or an empty one."""
+    make = OUTPUTS.get(message.msg_type)
+    return make(message.content) if make else None
+
+
+def to_json(output: Output) -> dict[str, Any]:
+    """Shallow: the MIME bundle is shared, not copied."""
+    match output:
+        case StreamOutput():
+            return {"type": "stream", "name": output.name, "text": output.text}
+        case ErrorOutput():
+            return {
+                "type": "error",
+                "ename": output.ename,
+                "evalue": output.evalue,
+                "traceback": list(output.traceback),
+            }
+        case DisplayOutput():
+            rest: dict[str, Any] = {"display_id": output.display_id}
+        case ResultOutput():
+            rest = {"execution_count": output.execution_count}
+    return {
+        "type": output.type,
+        "data": output.data,
+        "metadata": output.metadata,
+        "files": list(output.files),
+        **rest,
+    }
+
+
+def from_json(value: dict[str, Any]) -> Output:
+    """The inverse of `to_json`, for values that we made ourselves."""
+    fields = {key: item for key, item in value.items() if key != "type"}
+    match value["type"]:
+        case "stream":
+            return StreamOutput(**fields)
+        case "error":
+            return ErrorOutput(fields["ename"], fields["evalue"], tuple(fields["traceback"]))
+        case "display_data":
+            return DisplayOutput(**{**fields, "files": tuple(fields["files"])})
+        case _:
+            return ResultOutput(**{**fields, "files": tuple(fields["files"])})
+
+
+def _gap_marker(event: Event, before: list[Output]) -> StreamOutput:
+    last = before[-1] if before else None
+    name = last.name if isinstance(last, StreamOutput) else "stdout"
+    return StreamOutput(name, f"\n[… {event.data['dropped_bytes']} bytes of output left out …]\n")
+
+
+def fold(events: Iterable[Event]) -> tuple[Output, ...]:
+    """The outputs that a notebook would show after these events.
+
+    Neighbouring text of one stream is joined; `clear_output(wait=True)` clears when the next output comes;
+    `update_display` changes every output with that display_id in place.
+    """
+    outputs: list[Output] = []
+    texts: list[str] = []  # parts of the last output while it is a stream: joined once, not once a part
+    clear_pending = False
+
+    def settle() -> None:
+        if len(texts) > 1 and isinstance(last := outputs[-1], StreamOutput):
+            outputs[-1] = StreamOutput(last.name, "".join(texts))
+        texts.clear()
+
+    for event in events:
+        if event.kind == "clear_output":
+            clear_pending = bool(event.data.get("wait"))
+            if not clear_pending:
+                texts.clear()
+                outputs.clear()
+        elif event.kind == "update_display":
+            for index, output in enumerate(outputs):
+                if isinstance(output, DisplayOutput) and output.display_id == event.data["display_id"]:
+                    outputs[index] = replace(
+                        output,
+                        data=event.data["data"],
+                        metadata=event.data["metadata"],
+                        files=tuple(event.data.get("files", ())),
+                    )
+        elif event.kind in ("output", "gap"):
+            if clear_pending:
+                texts.clear()
+                outputs.clear()
+                clear_pending = False
+            output = from_json(event.data) if event.kind == "output" else _gap_marker(event, outputs)
+            if isinstance(output, StreamOutput) and texts and getattr(outputs[-1], "name", None) == output.name:
+                texts.append(output.text)
+                continue
+            settle()
+            outputs.append(output)
+            if isinstance(output, StreamOutput):
+                texts.append(output.text)
+    settle()
+    return tuple(outputs)
