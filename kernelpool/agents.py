@@ -29,7 +29,16 @@ from kernelpool.errors import (
     StartFailed,
     WorkspaceFull,
 )
-from kernelpool.models import Activation, AgentStatus, Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.models import (
+    Activation,
+    AgentStatus,
+    Event,
+    ExecuteRequest,
+    Execution,
+    FileInfo,
+    Output,
+    WorkspacePath,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +55,7 @@ class Agent(Protocol):
     """One sandbox's agent, as the gateway sees it.
 
     Every method may raise `SandboxLost` (no answer within the silence limit, connection refused or cut) and
-    `AgentFault` (an answer that the contract does not allow); what else a method raises, it says. All waits are bounded.
+    `AgentFault` (an answer that the contract does not allow); what else a method raises, it says. Waits are bounded.
     """
 
     async def wait_ready(self, timeout: float) -> None:
@@ -100,9 +109,9 @@ class Agent(Protocol):
 Connect = Callable[[Sandbox], Agent]
 
 
-MAX_ANSWER = 160 << 20
+MAX_ANSWER = 64 << 20
 """Bytes of one answer. More than the largest honest one: outputs are limited, and JSON makes them longer."""
-MAX_LINE = 64 << 20
+MAX_LINE = 32 << 20
 READY_INTERVAL = 0.05
 
 T = TypeVar("T")
@@ -126,7 +135,8 @@ _STATUS = TypeAdapter(AgentStatus)
 _EXECUTION = TypeAdapter(Execution)
 _EVENT = TypeAdapter(Event)
 _FILE = TypeAdapter(FileInfo)
-_DONE = TypeAdapter(dict[str, Execution])
+_OUTPUT: TypeAdapter[Any] = TypeAdapter(Output)
+_DONE: TypeAdapter[Any] = TypeAdapter(dict[str, Execution])
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +148,8 @@ _FILES = TypeAdapter(_Files)
 
 
 class HttpAgent:
-    """`Agent` over HTTP. The agent may have been taken over by the code beside it: no redirect is followed, no answer is
-    decompressed, every size is capped before parsing, every answer is validated, and silence has a limit."""
+    """`Agent` over HTTP. The agent may have been taken over by the code beside it: no redirect is followed, no answer
+    is decompressed, every size is capped before parsing, every answer is validated, and silence has a limit."""
 
     def __init__(self, address: Address, secret: str, *, silence: float = 20.0) -> None:
         """`silence`: seconds without a byte after which the agent counts as lost. It says something every 5 seconds
@@ -199,8 +209,7 @@ class HttpAgent:
                     yield None
                     continue
                 event = _parse(_EVENT, line)
-                if event.kind == "done":
-                    _parse(_DONE, json.dumps(event.data).encode())
+                _check_event(event)
                 yield event
                 if event.kind == "done":
                     return
@@ -292,6 +301,15 @@ def _parse(kind: TypeAdapter[T], raw: bytes) -> T:
         return kind.validate_json(raw)
     except (ValidationError, KernelpoolError) as error:
         raise AgentFault(f"the sandbox's agent answered with something unexpected ({type(error).__name__})") from error
+
+
+def _check_event(event: Event) -> None:
+    kind = {"output": _OUTPUT, "done": _DONE}.get(event.kind)
+    try:
+        if kind is not None:
+            kind.validate_python(event.data)
+    except ValidationError as error:
+        raise AgentFault("the sandbox's agent sent an event that is none") from error
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

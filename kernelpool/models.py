@@ -253,9 +253,9 @@ class AgentConfig:
     user namespace, which is why it cannot be set from outside."""
     queue_size: int = 16
     """Executions that may wait behind the running one."""
-    output_bytes: int = 16 << 20
+    output_bytes: int = 8 << 20
     """Output kept of one execution."""
-    history_bytes: int = 64 << 20
+    history_bytes: int = 32 << 20
     """Output kept of all executions; the oldest finished ones go first."""
     history_size: int = 1000
     """Executions kept."""

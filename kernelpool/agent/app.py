@@ -76,7 +76,7 @@ class Transfers:
 
 def encode(value: Any) -> bytes:
     """JSON of our dataclasses, without copying what is in them."""
-    return json.dumps(value, default=_plain, separators=(",", ":")).encode()
+    return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _plain(value: Any) -> Any:

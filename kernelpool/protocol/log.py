@@ -11,7 +11,7 @@ from kernelpool.models import Event, EventKind
 from kernelpool.protocol.outputs import size_of
 
 PIECE = 64 << 10
-"""Longer text is logged in pieces, so that head and tail can be kept to about this many characters."""
+"""Longer text is logged in pieces (smaller ones under a small budget), so that the tail can roll in small steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class EventLog:
     def __init__(self, max_bytes: int, max_events: int = 20_000) -> None:
         self._half_bytes = max_bytes // 2
         self._half_events = max_events // 2
+        self._piece = max(1, min(PIECE, self._half_bytes // 16))
         self._head: list[_Entry] = []
         self._tail: deque[_Entry] = deque()
         self._head_bytes = 0
@@ -55,7 +56,7 @@ class EventLog:
             self._clear_pending = False
             self._forget_outputs()
         text = output.get("text")
-        if isinstance(text, str) and len(text) > PIECE:
+        if isinstance(text, str) and len(text) > self._piece:
             self._long_text(output, text)
             return
         size = size_of(output)
@@ -79,8 +80,8 @@ class EventLog:
         self._pieces(output, text)
 
     def _pieces(self, output: dict[str, Any], text: str) -> None:
-        for start in range(0, len(text), PIECE):
-            piece = text[start : start + PIECE]
+        for start in range(0, len(text), self._piece):
+            piece = text[start : start + self._piece]
             self._append("output", {**output, "text": piece}, len(piece))
 
     def _skip(self, size: int) -> None:

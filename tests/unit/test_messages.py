@@ -1,0 +1,103 @@
+"""Frames ↔ messages: what honest kernels send is read, what others send is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jupyter_client.session import Session
+
+from kernelpool.protocol.messages import DELIMITER, Codec, Message, ProtocolError
+
+KEY = b"key"
+
+
+def frames_of(*parts: bytes, key: bytes = KEY) -> list[bytes]:
+    """Signed as a kernel would."""
+    mac = hmac.new(key, digestmod=hashlib.sha256)
+    for part in parts[:4]:
+        mac.update(part)
+    return [b"topic", DELIMITER, mac.hexdigest().encode(), *parts]
+
+
+def header(**fields: object) -> bytes:
+    return json.dumps({"msg_id": "m", "msg_type": "stream", **fields}).encode()
+
+
+def decode_content(content: bytes) -> Message:
+    return Codec(KEY, "s").decode(frames_of(header(), b"{}", b"{}", content))
+
+
+def test_jupyter_client_reads_our_requests() -> None:
+    session = Session(key=KEY, check_pid=False)
+    frames = Codec(KEY, "s").encode("execute_request", {"code": "é"}, msg_id="m1", date="2026-01-01T00:00:00+00:00")
+
+    _, parts = session.feed_identities(frames)
+    message = session.deserialize(parts)
+
+    assert (message["msg_type"], message["content"]["code"]) == ("execute_request", "é")
+
+
+def test_we_read_what_jupyter_client_writes() -> None:
+    session = Session(key=KEY, check_pid=False)
+    request = session.msg("execute_request")
+    message = session.msg("stream", {"name": "stdout", "text": "hé\x00"}, parent=request)
+
+    decoded = Codec(KEY, "s").decode([b"t", *session.serialize(message), b"buffer"])
+
+    assert decoded.content == {"name": "stdout", "text": "hé\x00"}
+    assert decoded.parent_id == request["header"]["msg_id"]
+    assert decoded.buffers == (b"buffer",)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [],
+        [DELIMITER],
+        [DELIMITER, b"sig", b"{}"],
+        [b"x"] * 100,
+        frames_of(header(), b"{}", b"{}", b"{}", key=b"other"),
+        frames_of(b"[]", b"{}", b"{}", b"{}"),
+        frames_of(b"nonsense", b"{}", b"{}", b"{}"),
+        frames_of(b'{"msg_type": "stream"}', b"{}", b"{}", b"{}"),
+        frames_of(header(msg_id=5), b"{}", b"{}", b"{}"),
+        frames_of(header(msg_id="x" * 300), b"{}", b"{}", b"{}"),
+        frames_of(header(), b'{"msg_id": []}', b"{}", b"{}"),
+        frames_of(header(), b"{}", b"{}", b"[" * 200_000 + b"]" * 200_000),
+        frames_of(header(), b"{}", b"{}", b'{"a":' * 5000 + b"1" + b"}" * 5000),
+        frames_of(header(), b"{}", b"{}", b'{"a":' * 300 + b"1" + b"}" * 300),
+        frames_of(header(), b"{}", b"{}", b'{"a": ' + b"9" * 5000 + b"}"),
+    ],
+)
+def test_anything_odd_is_a_protocol_error(frames: list[bytes]) -> None:
+    with pytest.raises(ProtocolError):
+        Codec(KEY, "s").decode(frames)
+
+
+def test_what_json_cannot_say_becomes_null() -> None:
+    decoded = decode_content(b'{"a": NaN, "b": Infinity, "c": 1e999, "d": -1e999, "e": 1.5}')
+
+    assert decoded.content == {"a": None, "b": None, "c": None, "d": None, "e": 1.5}
+
+
+def test_lone_surrogates_and_bad_utf8_are_replaced() -> None:
+    decoded = decode_content(b'{"a": "x\\ud800y", "b": "\\ud83d\\ude00", "c": "\xff"}')
+
+    assert decoded.content == {"a": "x\ufffdy", "b": "😀", "c": "\ufffd"}
+    json.dumps(decoded.content, ensure_ascii=False).encode()
+
+
+@given(st.lists(st.binary(max_size=40), max_size=8))
+def test_no_bytes_make_it_raise_anything_else(parts: list[bytes]) -> None:
+    padded = [*parts, b"{}", b"{}", b"{}", b"{}"][:6]
+    for frames in (parts, frames_of(*padded)):
+        try:
+            message = Codec(KEY, "s").decode(frames)
+        except ProtocolError:
+            continue
+        assert isinstance(message.content, dict)
