@@ -161,7 +161,7 @@ class HttpAgent:
             case TcpAddress(host, port):
                 connector = aiohttp.TCPConnector(limit=32, keepalive_timeout=3600)
                 self._base = f"http://{host}:{port}"
-        self._silence = silence
+        self.address = address
         self._http = aiohttp.ClientSession(
             connector=connector,
             headers={"Authorization": f"Bearer {secret}", "Accept-Encoding": "identity", "User-Agent": "kernelpool"},

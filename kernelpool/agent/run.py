@@ -106,11 +106,11 @@ class Run:
                 yield None
 
     def receive_reply(self, message: Message) -> None:
-        self._machine.receive_reply(message)
+        self._machine.receive_reply(message, time.monotonic())
         self._advance()
 
     def receive_iopub(self, message: Message) -> None:
-        self._machine.receive_iopub(message)
+        self._machine.receive_iopub(message, time.monotonic())
         self._advance()
 
     def _advance(self) -> None:

@@ -6,9 +6,9 @@ Theory of operation. A kernel answers an `execute_request` on two sockets that k
     shell   execute_reply
 
 It is over when the reply *and* the idle status are both in, in either order (measured: the reply first 7 of 8 times).
-Code in the kernel can forge an early idle, so an idle is believed only while no output follows it: output after idle
-takes it back. A thread of the code may rightly print after the real idle, so taking back must not wait for ever:
-then the execution is `settling`, and the driver gives it a moment (its business, it has the clock) before it ends it.
+Code in the kernel can forge an early idle. So an idle is believed only if the reply comes close to it and no output
+comes between: else it is taken back. A thread of the code may rightly print after the real idle, so this must not wait
+for ever: then the execution is `settling`, and the driver gives it a moment (its business, it has the clock) before it ends it.
 Output that comes after the end belongs to the execution all the same: it is kept, and never shown in the next one.
 """
 
@@ -22,6 +22,10 @@ from kernelpool.models import ErrorOutput
 from kernelpool.protocol import outputs
 from kernelpool.protocol.log import EventLog
 from kernelpool.protocol.messages import Message
+
+
+CLOSE = 0.05
+"""Seconds by which an honest idle precedes its reply at most; the longest seen was 0.006."""
 
 
 class Phase(Enum):
@@ -45,7 +49,7 @@ class ExecutionMachine:
         self.execution_count: int | None = None
         self.reply_status: str | None = None
         self._idle = False
-        self._idle_ever = False
+        self._idle_at: float | None = None
         self._ended = False
         self._error_seen = False
 
@@ -55,7 +59,7 @@ class ExecutionMachine:
             return Phase.DONE
         if self.reply_status is None:
             return Phase.OPEN
-        return Phase.SETTLING if self._idle_ever else Phase.REPLIED
+        return Phase.SETTLING if self._idle_at is not None else Phase.REPLIED
 
     @property
     def failed(self) -> bool:
@@ -65,20 +69,23 @@ class ExecutionMachine:
         """The driver's word that nothing more is waited for: the kernel died, or it settled long enough."""
         self._ended = True
 
-    def receive_reply(self, message: Message) -> None:
+    def receive_reply(self, message: Message, now: float) -> None:
         """The shell's `execute_reply`. A second one changes nothing: it is forged."""
         if self.reply_status is not None or message.msg_type != "execute_reply":
             return
+        if self._idle_at is not None and now - self._idle_at > CLOSE:
+            self._idle = False
         status = message.content.get("status")
         self.reply_status = status if status in ("ok", "error", "aborted") else "error"
         self.execution_count = self.execution_count or outputs.count_of(message.content)
         if self.reply_status == "error" and not self._error_seen:
             self._error(outputs.error_output(message.content))
 
-    def receive_iopub(self, message: Message) -> None:
+    def receive_iopub(self, message: Message, now: float) -> None:
+        """`now` is on any clock that only goes forward, in seconds."""
         if message.msg_type == "status":
             if message.content.get("execution_state") == "idle":
-                self._idle = self._idle_ever = True
+                self._idle, self._idle_at = True, now
             return
         handle = _HANDLERS.get(message.msg_type)
         if handle is None:

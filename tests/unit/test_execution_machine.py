@@ -24,13 +24,12 @@ ERROR = message("execute_reply", status="error", ename="E", evalue="v", tracebac
 TEXT = message("stream", name="stdout", text="x")
 
 
-def machine_after(*messages: Message) -> ExecutionMachine:
+def machine_after(*messages: Message, pace: float = 0) -> ExecutionMachine:
+    """`pace`: seconds from message to message."""
     machine = ExecutionMachine(EventLog(1000))
-    for each in messages:
-        if each.msg_type.endswith("_reply"):
-            machine.receive_reply(each)
-        else:
-            machine.receive_iopub(each)
+    for index, each in enumerate(messages):
+        receive = machine.receive_reply if each.msg_type.endswith("_reply") else machine.receive_iopub
+        receive(each, index * pace)
     return machine
 
 
@@ -51,6 +50,12 @@ def machine_after(*messages: Message) -> ExecutionMachine:
 )
 def test_phase(messages: tuple[Message, ...], phase: Phase) -> None:
     assert machine_after(*messages).phase is phase
+
+
+def test_an_idle_long_before_its_reply_was_forged() -> None:
+    assert machine_after(IDLE, OK, pace=1).phase is Phase.SETTLING
+    assert machine_after(IDLE, OK, IDLE, pace=1).phase is Phase.DONE
+    assert machine_after(OK, IDLE, pace=1).phase is Phase.DONE
 
 
 def test_late_output_is_kept() -> None:

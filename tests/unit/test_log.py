@@ -81,11 +81,11 @@ def test_a_reader_resumes_where_it_was() -> None:
 
 
 def test_a_reader_that_was_behind_is_told_of_the_gap() -> None:
-    log = EventLog(100)
-    for index in range(100):
-        log.output(text(f"{index:10}"))
+    log = EventLog(10_000)
+    for index in range(1000):
+        log.output(text(f"{index:100}"))
 
-    kinds = [event.kind for event in log.after(10)]
+    kinds = [event.kind for event in log.after(60)]
 
     assert kinds[0] == "gap"
     assert kinds.count("gap") == 1

@@ -1,0 +1,68 @@
+"""The implementations of `Agent` that the contract suite runs against: the real program, and the fake."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from kernelpool.agents import Agent, HttpAgent
+from kernelpool.backends.base import UnixAddress
+from kernelpool.models import AgentConfig
+
+# from tests.fakes import FakeAgent
+
+REPOSITORY = Path(__file__).parents[2]
+BOOT = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from kernelpool.agent.main import main; main()"
+LAUNCHER = REPOSITORY / "kernels" / "python" / "launch.py"
+
+
+def kernel_argv() -> tuple[str, ...]:
+    return (sys.executable, "-Xfrozen_modules=off", str(LAUNCHER), "-f", "{connection_file}")
+
+
+@asynccontextmanager
+async def real_agent(**settings: object) -> AsyncIterator[HttpAgent]:
+    """The agent's program outside of any sandbox, with our Python kernel, in directories of its own."""
+    with tempfile.TemporaryDirectory(prefix="kp-") as folder, tempfile.TemporaryDirectory(prefix="kp-") as workspace:
+        env = {"HOME": workspace, "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
+        env |= {"MPLCONFIGDIR": f"{folder}/mpl", "IPYTHONDIR": f"{folder}/ipython"}
+        config = AgentConfig(
+            secret="secret",
+            kernel_argv=kernel_argv(),
+            kernel_env=env,
+            workspace=workspace,
+            runtime_dir=folder,
+            **settings,  # type: ignore[arg-type]
+        )
+        file, sock = Path(folder, "config.json"), f"{folder}/agent.sock"
+        file.write_text(json.dumps(asdict(config)))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-c", BOOT, "--listen", f"unix:{sock}", "--config", str(file)
+        )
+        agent = HttpAgent(UnixAddress(sock), "secret")
+        try:
+            await agent.wait_ready(60)
+            yield agent
+        finally:
+            await agent.aclose()
+            with suppress(ProcessLookupError):
+                process.terminate()
+            async with asyncio.timeout(20):
+                await process.wait()
+
+
+@asynccontextmanager
+async def fake_agent(**_settings: object) -> AsyncIterator[Agent]:
+    agent = None
+    yield agent
+    await agent.aclose()
+
+
+AGENTS = {"real": real_agent}

@@ -1,0 +1,451 @@
+"""What every `Agent` promises, and what only a real kernel can show."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from kernelpool.agents import Agent, HttpAgent
+from kernelpool.errors import (
+    Conflict,
+    ExecutionNotFound,
+    ExecutionQueueFull,
+    FileNotFound,
+    InvalidRequest,
+    RangeNotSatisfiable,
+    SandboxLost,
+)
+from kernelpool.models import (
+    Activation,
+    AgentStatus,
+    DisplayOutput,
+    EndCause,
+    ErrorOutput,
+    Event,
+    ExecuteRequest,
+    Execution,
+    ExecutionState,
+    ResultOutput,
+    StreamOutput,
+    WorkspacePath,
+)
+from tests.contract.agents import AGENTS, real_agent
+
+ACTIVATION = Activation(session="s", cooldown=60, max_alive=600)
+
+
+@pytest.fixture(params=sorted(AGENTS))
+async def any_agent(request: pytest.FixtureRequest) -> AsyncIterator[Agent]:
+    async with AGENTS[request.param]() as agent:
+        await agent.activate(ACTIVATION)
+        yield agent
+
+
+@pytest.fixture
+async def agent() -> AsyncIterator[HttpAgent]:
+    async with real_agent() as agent:
+        await agent.activate(ACTIVATION)
+        yield agent
+
+
+ids = iter(range(10**6))
+
+
+async def run(agent: Agent, code: str, timeout: float = 30) -> Execution:
+    return await agent.execute(ExecuteRequest(f"e{next(ids)}", code, timeout))
+
+
+def stdout(execution: Execution) -> str:
+    return "".join(o.text for o in execution.outputs if isinstance(o, StreamOutput) and o.name == "stdout")
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def read(agent: Agent, path: str, start: int | None = None, stop: int | None = None) -> bytes:
+    async with agent.read_file(WorkspacePath.parse(path), start, stop) as content:
+        data = b"".join([chunk async for chunk in content.chunks])
+    assert len(data) == content.stop - content.start
+    return data
+
+
+async def drain(agent: Agent, id: str, after: int = -1) -> list[Event]:
+    return [event async for event in agent.events(id, after) if event is not None]
+
+
+async def until(agent: Agent, holds: Callable[[AgentStatus], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds(await agent.status()):
+            await asyncio.sleep(0)
+
+
+# --- the contract, real and fake -------------------------------------------------------------------------------
+
+
+async def test_an_agent_is_activated_once(any_agent: Agent) -> None:
+    with pytest.raises(Conflict):
+        await any_agent.activate(ACTIVATION)
+    assert (await any_agent.status()).activated
+
+
+async def test_code_runs_and_its_text_comes_back(any_agent: Agent) -> None:
+    execution = await run(any_agent, "print('hi')")
+
+    assert (execution.state, execution.cause) == (ExecutionState.SUCCEEDED, EndCause.COMPLETED)
+    assert stdout(execution) == "hi\n"
+
+
+async def test_the_same_id_runs_once(any_agent: Agent) -> None:
+    request = ExecuteRequest("twice", "print('hi')", 30)
+
+    first, second = await asyncio.gather(any_agent.execute(request), any_agent.execute(request))
+
+    assert first == second
+    assert await any_agent.execution("twice") == first
+    assert (await run(any_agent, "print('hi')")).execution_count == 2
+
+
+async def test_an_unknown_execution_is_not_found(any_agent: Agent) -> None:
+    for ask in (any_agent.execution, any_agent.cancel):
+        with pytest.raises(ExecutionNotFound):
+            await ask("nobody")
+    with pytest.raises(ExecutionNotFound):
+        await drain(any_agent, "nobody")
+
+
+async def test_events_end_with_done_and_can_be_resumed(any_agent: Agent) -> None:
+    await any_agent.submit(ExecuteRequest("e", "print('hi')", 30))
+
+    events = await drain(any_agent, "e")
+    resumed = await drain(any_agent, "e", after=events[1].seq)
+
+    assert [event.kind for event in events][-1] == "done"
+    assert "output" in [event.kind for event in events]
+    assert resumed == events[2:]
+
+
+async def test_files_go_up_and_come_down(any_agent: Agent) -> None:
+    info = await any_agent.write_file(WorkspacePath.parse("a/b.bin"), chunks(b"0123", b"456789"))
+
+    assert (info.path, info.size) == ("a/b.bin", 10)
+    assert await read(any_agent, "a/b.bin") == b"0123456789"
+    assert await read(any_agent, "a/b.bin", 2, 5) == b"234"
+    assert await read(any_agent, "a/b.bin", -3) == b"789"
+    found = await any_agent.list_files(WorkspacePath.parse(""), recursive=True)
+    assert [(f.path, f.is_directory) for f in found if not f.name.startswith(".")] == [("a", True), ("a/b.bin", False)]
+
+
+async def test_a_deleted_file_is_gone(any_agent: Agent) -> None:
+    path = WorkspacePath.parse("x")
+    await any_agent.write_file(path, chunks(b"x"))
+
+    await any_agent.delete_file(path)
+
+    for ask in (any_agent.file_info, any_agent.delete_file):
+        with pytest.raises(FileNotFound):
+            await ask(path)
+    with pytest.raises(FileNotFound):
+        await read(any_agent, "x")
+
+
+async def test_a_range_beyond_the_end_is_refused(any_agent: Agent) -> None:
+    await any_agent.write_file(WorkspacePath.parse("x"), chunks(b"abc"))
+
+    with pytest.raises(RangeNotSatisfiable):
+        await read(any_agent, "x", 5)
+
+
+# --- real kernels ------------------------------------------------------------------------------------------------
+
+
+async def test_nothing_runs_before_activation() -> None:
+    async with real_agent() as agent:
+        with pytest.raises(Conflict):
+            await run(agent, "1")
+        with pytest.raises(Conflict):
+            await agent.list_files(WorkspacePath.parse(""))
+
+
+async def test_state_persists_and_results_come_with_their_count(agent: HttpAgent) -> None:
+    await run(agent, "x = 41")
+
+    execution = await run(agent, "x + 1")
+
+    (result,) = execution.outputs
+    assert isinstance(result, ResultOutput)
+    assert (result.data["text/plain"], result.execution_count) == ("42", 2)
+
+
+async def test_code_that_raises_is_an_output_and_the_next_call_runs(agent: HttpAgent) -> None:
+    failed, after = await asyncio.gather(run(agent, "1/0"), run(agent, "print('next')"))
+
+    assert (failed.state, failed.cause) == (ExecutionState.FAILED, EndCause.RAISED)
+    assert isinstance(failed.outputs[-1], ErrorOutput)
+    assert failed.outputs[-1].ename == "ZeroDivisionError"
+    assert stdout(after) == "next\n"
+
+
+async def test_a_timeout_interrupts_and_keeps_output_and_variables(agent: HttpAgent) -> None:
+    execution = await run(agent, "x = 1\nprint('begun', flush=True)\nwhile True: pass", timeout=1)
+
+    assert (execution.state, execution.cause) == (ExecutionState.FAILED, EndCause.TIMED_OUT)
+    assert (execution.interrupted, execution.kernel_restarted) == (True, False)
+    assert stdout(execution) == "begun\n"
+    assert "exceeded 1 s" in (execution.message or "")
+    assert stdout(await run(agent, "print(x)")) == "1\n"
+
+
+async def test_an_ignored_interrupt_ends_in_a_restart_that_is_told() -> None:
+    async with real_agent(interrupt_grace=0.5) as agent:
+        await agent.activate(ACTIVATION)
+        code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint(1, flush=True)\nwhile True: pass"
+
+        execution = await run(agent, code, timeout=1)
+        after = await run(agent, "print('alive')")
+
+        assert (execution.cause, execution.kernel_restarted) == (EndCause.TIMED_OUT, True)
+        assert execution.state_lost_during
+        assert stdout(execution) == "1\n"
+        assert after.state_lost_before
+        assert stdout(after) == "alive\n"
+        assert (await run(agent, "1")).state_lost_before is None
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("import os; print('x', flush=True); os._exit(3)", "exited with code 3"),
+        ("import os, signal; print('x', flush=True); os.kill(os.getpid(), signal.SIGKILL)", "out of memory"),
+        ("import ctypes; print('x', flush=True); ctypes.string_at(0)", "SIGSEGV"),
+    ],
+)
+async def test_a_kernel_that_dies_ends_the_call_at_once_and_is_replaced(agent: HttpAgent, code: str, said: str) -> None:
+    execution = await run(agent, code)
+    after = await run(agent, "print('alive')")
+
+    assert (execution.state, execution.cause) == (ExecutionState.FAILED, EndCause.KERNEL_DIED)
+    assert said in (execution.message or "")
+    assert stdout(execution) == "x\n"
+    assert said in (after.state_lost_before or "")
+    assert stdout(after) == "alive\n"
+
+
+async def test_calls_run_in_the_order_they_came_and_the_queue_is_bounded() -> None:
+    async with real_agent(queue_size=3) as agent:
+        await agent.activate(ACTIVATION)
+        await agent.submit(ExecuteRequest("first", "order = ['first']; import time; time.sleep(1)", 30))
+        await until(agent, lambda status: status.running == 1)
+        for name in ("a", "b", "c"):
+            await agent.submit(ExecuteRequest(name, f"order.append({name!r})", 30))
+
+        with pytest.raises(ExecutionQueueFull):
+            await agent.submit(ExecuteRequest("d", "order.append('d')", 30))
+        await drain(agent, "c")
+
+        assert stdout(await run(agent, "print(order)")) == "['first', 'a', 'b', 'c']\n"
+
+
+async def test_cancel_interrupts_what_runs_and_unqueues_what_waits(agent: HttpAgent) -> None:
+    await agent.submit(ExecuteRequest("running", "while True: pass", 30))
+    await agent.submit(ExecuteRequest("waiting", "print('never')", 30))
+
+    waiting = await agent.cancel("waiting")
+    running = await agent.cancel("running")
+
+    assert [waiting.state, running.state] == [ExecutionState.CANCELED] * 2
+    assert (waiting.outputs, running.interrupted) == ((), True)
+
+
+async def test_output_streams_while_the_code_runs(agent: HttpAgent) -> None:
+    code = "import time\nprint('one', flush=True)\nwhile not __import__('os').path.exists('go'): time.sleep(0.01)\n"
+    code += "print('two')"
+    await agent.submit(ExecuteRequest("e", code, 30))
+    texts = []
+
+    async for event in agent.events("e"):
+        if event is not None and event.kind == "output":
+            texts.append(event.data["text"])
+            await agent.write_file(WorkspacePath.parse("go"), chunks(b""))
+
+    assert "".join(texts) == "one\ntwo\n"
+    assert texts[0] == "one\n"
+
+
+async def test_a_flood_of_output_is_cut_in_the_middle_and_flagged() -> None:
+    async with real_agent(output_bytes=1 << 20) as agent:
+        await agent.activate(ACTIVATION)
+
+        execution = await run(agent, "print('begin')\nfor _ in range(200): print('x' * 10**6)\nprint('end')", 60)
+
+        text = stdout(execution)
+        assert execution.state is ExecutionState.SUCCEEDED
+        assert text.startswith("begin\nx")
+        assert text.endswith("x\nend\n")
+        assert len(text) < (1 << 20) + 200
+        assert execution.dropped_bytes > 198 * 10**6
+
+
+async def test_a_forged_idle_neither_ends_nor_leaks(agent: HttpAgent) -> None:
+    forge = """
+kernel = get_ipython().kernel
+parent = kernel.get_parent()
+kernel.session.send(kernel.iopub_socket, "status", {"execution_state": "idle"}, parent=parent)
+import time; time.sleep(0.5)
+print("late")
+"""
+    forged = await run(agent, forge)
+    after = await run(agent, "print('mine')")
+
+    assert stdout(forged) == "late\n"
+    assert stdout(after) == "mine\n"
+
+
+async def test_output_of_a_thread_goes_to_the_call_that_started_it(agent: HttpAgent) -> None:
+    code = """
+import threading
+go = threading.Event()
+def late():
+    go.wait(); print("from the thread", flush=True)
+thread = threading.Thread(target=late); thread.start()
+"""
+    started = await run(agent, code)
+    second = await run(agent, "go.set(); thread.join(); print('second')")
+    async with asyncio.timeout(10):
+        while "thread" not in stdout(await agent.execution(started.id)):
+            await asyncio.sleep(0)
+
+    assert stdout(second) == "second\n"
+
+
+async def test_displayed_images_become_files_and_the_output_names_them(agent: HttpAgent) -> None:
+    code = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.savefig('chart.png'); print('ok')"
+
+    execution = await run(agent, code)
+
+    (display,) = [output for output in execution.outputs if isinstance(output, DisplayOutput)]
+    assert display.files == (f"image-{execution.id}-1.png",)
+    assert await read(agent, display.files[0]) == base64.b64decode(display.data["image/png"])
+    assert set(execution.files) == {"chart.png", display.files[0]}
+    assert (await read(agent, "chart.png")).startswith(b"\x89PNG")
+
+
+async def test_images_stay_in_the_output_when_they_are_not_to_be_saved() -> None:
+    async with real_agent(save_images=False) as agent:
+        await agent.activate(ACTIVATION)
+
+        execution = await run(agent, "import matplotlib.pyplot as plt; plt.plot([1]); plt.show()")
+
+        (display,) = execution.outputs
+        assert isinstance(display, DisplayOutput)
+        assert (display.files, execution.files) == ((), ())
+
+
+async def test_what_is_no_regular_file_is_refused_without_waiting(agent: HttpAgent) -> None:
+    await run(
+        agent, "import os; os.mkfifo('fifo'); os.symlink('/dev/zero', 'zero'); os.mkdir('d'); os.symlink('l', 'l')"
+    )
+
+    for name in ("fifo", "zero", "d", "l"):
+        with pytest.raises(InvalidRequest):
+            await read(agent, name)
+
+
+async def test_a_planted_symlink_is_deleted_not_followed(agent: HttpAgent) -> None:
+    await run(agent, "import os; os.mkdir('real'); open('real/f', 'w').close(); os.symlink('real', 'link')")
+
+    await agent.delete_file(WorkspacePath.parse("link"))
+
+    assert (await agent.file_info(WorkspacePath.parse("real/f"))).size == 0
+
+
+async def test_a_broken_upload_leaves_nothing(agent: HttpAgent) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise ConnectionResetError
+
+    with pytest.raises(SandboxLost):
+        await agent.write_file(WorkspacePath.parse("f"), broken())
+
+    await until(agent, lambda status: status.idle_seconds > 0)
+    assert (
+        stdout(await run(agent, "import os; print([n for n in os.listdir() if 'f' == n or 'upload' in n])")) == "[]\n"
+    )
+
+
+async def test_a_killed_agent_is_a_lost_sandbox(agent: HttpAgent) -> None:
+    with pytest.raises(SandboxLost):
+        await run(agent, "import os, signal; os.kill(os.getppid(), signal.SIGKILL)")
+
+
+async def test_a_stopped_agent_is_lost_after_the_silence_limit() -> None:
+    async with real_agent() as agent:
+        await agent.activate(ACTIVATION)
+        pid = int(stdout(await run(agent, "import os; print(os.getppid())")))
+        impatient = HttpAgent(agent.address, "secret", silence=1)
+        try:
+            with pytest.raises(SandboxLost):
+                await run(impatient, "import os, signal; os.kill(os.getppid(), signal.SIGSTOP)")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            await impatient.aclose()
+
+
+async def test_the_wrong_secret_opens_nothing(agent: HttpAgent) -> None:
+    stranger = HttpAgent(agent.address, "guess")
+
+    with pytest.raises(Exception, match="status 401"):
+        await stranger.status()
+    await stranger.aclose()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import numpy as np; float('nan')",
+        "from IPython.display import display\ndisplay({'text/plain\\r\\nX': 'y', 'text/plain': 'z'}, raw=True)",
+        "print('\\ud800 \\x00 \\x1b[31m')",
+        "import sys; sys.stdout.buffer.write(bytes(range(256)))",
+        "class X:\n def __repr__(self): raise ValueError\nX()",
+        "from IPython.display import JSON, display\nx = []\nfor _ in range(400): x = [x]\ndisplay(JSON(x))",
+        "raise type('E', (Exception,), {'__str__': lambda self: 1/0})()",
+        "f = lambda: f()\nf()",
+        "10 ** 10000",
+        "raise ExceptionGroup('g', [ExceptionGroup('h', [ValueError(i) for i in range(50)]) for _ in range(50)])",
+    ],
+)
+async def test_strange_output_is_always_clean_json(agent: HttpAgent, code: str) -> None:
+    execution = await run(agent, code)
+
+    assert execution.state.is_final
+    json.dumps([o.text for o in execution.outputs if isinstance(o, StreamOutput)], ensure_ascii=False).encode()
+    assert stdout(await run(agent, "print('alive')")) == "alive\n"
+
+
+async def test_the_outputs_of_old_executions_make_room_and_their_ids_never_run_again() -> None:
+    async with real_agent(history_size=2) as agent:
+        await agent.activate(ACTIVATION)
+        for id in ("a", "b", "c", "d"):
+            await agent.execute(ExecuteRequest(id, "print(1)", 30))
+
+        with pytest.raises(ExecutionNotFound):
+            await agent.execution("a")
+        with pytest.raises(Conflict):
+            await agent.execute(ExecuteRequest("a", "print(1)", 30))
+        assert (await agent.execution("d")).execution_count == 4
+
+
+async def test_a_notice_of_activation_is_told_to_the_first_execution_only() -> None:
+    async with real_agent() as agent:
+        await agent.activate(Activation("s", 60, 600, notice="the sandbox ran out of memory"))
+
+        first, second = await run(agent, "1"), await run(agent, "2")
+
+        assert (first.state_lost_before, second.state_lost_before) == ("the sandbox ran out of memory", None)
