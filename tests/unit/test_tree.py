@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 import kernelpool
 from kernelpool.backends.tree import Tree, build_tree, prune
+from kernelpool.backends.tree.hostfiles import settle_modes
 from kernelpool.backends.tree.packages import pip_environment
 from kernelpool.errors import PrepareFailed
 from kernelpool.runtimes import Runtime
@@ -46,7 +48,12 @@ def state_directory() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def tree() -> Iterator[Tree]:
     for state in state_directory():
-        yield build(state, "six")
+        before = os.umask(0o077)  # the gateway's business; the tree must be readable all the same
+        try:
+            built = build(state, "tabulate")
+        finally:
+            os.umask(before)
+        yield built
 
 
 @pytest.fixture
@@ -87,7 +94,7 @@ def left_behind(state: Path) -> list[str]:
 def test_python_runs_for_any_uid_with_an_empty_environment(tree: Tree) -> None:
     answer = python(
         tree,
-        "import ssl, sqlite3, ctypes, lzma, hashlib, multiprocessing, zmq, tornado.web, six, sys, asyncio\n"
+        "import ssl, sqlite3, ctypes, lzma, hashlib, multiprocessing, zmq, tornado.web, tabulate, sys, asyncio\n"
         "print(sys.prefix, sys.base_prefix, sys.version_info[:3], bool(ssl.create_default_context().get_ca_certs()))",
     )
 
@@ -102,6 +109,10 @@ def test_the_shell_and_the_tools_work(tree: Tree) -> None:
     lines = run(tree, "/bin/bash", "-ec", script, PATH="/opt/venv/bin:/usr/bin:/bin").split()
 
     assert lines == ["sandbox", "A", "b", "/etc/passwd", "f", "UTF-8", "UTC"]
+
+
+def test_the_scripts_of_packages_run(tree: Tree) -> None:
+    assert "usage: tabulate" in run(tree, "/opt/venv/bin/tabulate", "--help").lower()
 
 
 def test_the_agents_program_is_importable_and_carries_nothing_of_the_gateway(tree: Tree) -> None:
@@ -169,6 +180,20 @@ def test_every_uid_may_read_all_and_nobody_else_may_write_or_gain_rights(tree: T
     assert [path for path, mode in plain.items() if mode not in (0o755, 0o644)] == []
 
 
+def test_rights_that_a_file_had_on_the_host_are_lost(tmp_path: Path) -> None:
+    for name, mode in {"setuid": 0o4755, "private": 0o600, "shared": 0o666}.items():
+        (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+
+    settle_modes(tmp_path)
+
+    assert {path.name: path.stat().st_mode & 0o7777 for path in tmp_path.iterdir()} == {
+        "setuid": 0o755,
+        "private": 0o644,
+        "shared": 0o644,
+    }
+
+
 def test_files_are_copies_of_their_own(tree: Tree) -> None:
     shell, original = tree.root / "usr/bin/bash", Path(shutil.which("bash", path="/usr/bin:/bin") or "")
 
@@ -182,19 +207,19 @@ def test_metadata_names_the_packages_and_survives_damage(tree: Tree) -> None:
     file = tree.root.parent / "metadata.json"
     file.write_text('{"language": 5}')
 
-    again = build(state, "six")
+    again = build(state, "tabulate")
 
-    assert {"six", "tornado", "pyzmq"} <= packages.keys()
+    assert {"tabulate", "tornado", "pyzmq"} <= packages.keys()
     assert all(packages.values())
     assert again.metadata.packages == tree.metadata.packages
-    assert build(state, "six").metadata == again.metadata
+    assert build(state, "tabulate").metadata == again.metadata
 
 
 async def test_a_second_build_touches_and_says_nothing(tree: Tree) -> None:
     state, said = tree.root.parents[2], list[str]()
     before = {path: path.stat().st_mtime_ns for path in (tree.root, tree.program, state / "runtimes")}
 
-    again = await build_tree(runtime(state / "tiny", "six"), state, said.append)
+    again = await build_tree(runtime(state / "tiny", "tabulate"), state, said.append)
 
     assert (again.root, again.program) == (tree.root, tree.program)
     assert said == []
@@ -207,7 +232,7 @@ async def test_a_change_of_the_agent_makes_a_new_program_and_keeps_the_root(tree
     shutil.copytree(Path(kernelpool.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     (package / "agent/__init__.py").write_text("CHANGED = True\n")
 
-    changed = await build_tree(runtime(state / "tiny", "six"), state, said.append, package=package)
+    changed = await build_tree(runtime(state / "tiny", "tabulate"), state, said.append, package=package)
 
     assert changed.root == tree.root
     assert changed.program != tree.program
@@ -216,13 +241,16 @@ async def test_a_change_of_the_agent_makes_a_new_program_and_keeps_the_root(tree
 
 
 async def test_a_cancelled_build_leaves_neither_files_nor_processes(state: Path) -> None:
-    building = asyncio.create_task(build_tree(runtime(state / "tiny", "six"), state, lambda text: None))
-    async with asyncio.timeout(60):
-        while not processes_of(state):
-            await asyncio.sleep(0.01)
-    building.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await building
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that keeps pip waiting
+        index = f"--index-url=http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        building = asyncio.create_task(build_tree(runtime(state / "tiny", index), state, lambda text: None))
+        async with asyncio.timeout(60):
+            while not processes_of(state):
+                await asyncio.sleep(0.01)
+        building.cancel()
+        async with asyncio.timeout(30):
+            with pytest.raises(asyncio.CancelledError):
+                await building
 
     assert left_behind(state) == []
     assert processes_of(state) == []
@@ -247,7 +275,7 @@ async def test_a_failed_install_says_what_pip_said_and_leaves_nothing(state: Pat
 
 async def test_too_little_space_is_said_before_anything_is_copied(state: Path) -> None:
     with pytest.raises(PrepareFailed, match=r"needs about \d+ MiB"):
-        await build_tree(runtime(state / "tiny", *["six"] * 2_000_000), state, lambda text: None)
+        await build_tree(runtime(state / "tiny", *["tabulate"] * 2_000_000), state, lambda text: None)
 
     assert left_behind(state) == []
 
@@ -258,22 +286,28 @@ async def test_what_a_killed_builder_left_is_removed_by_the_next(tree: Tree) -> 
     (half / "root").mkdir(parents=True)
     shutil.rmtree(tree.program)
 
-    await build_tree(runtime(state / "tiny", "six"), state, lambda text: None)
+    await build_tree(runtime(state / "tiny", "tabulate"), state, lambda text: None)
 
     assert not half.exists()
     assert tree.program.is_dir()
 
 
 async def test_two_gateways_build_one_after_the_other(tree: Tree) -> None:
-    state, waiting = tree.root.parents[2], asyncio.Event()
+    state, said, waiting = tree.root.parents[2], list[str](), asyncio.Event()
+
+    def say(text: str) -> None:
+        said.append(text)
+        waiting.set()
+
     shutil.rmtree(tree.program)
 
     with (state / "runtimes/.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        building = asyncio.create_task(build_tree(runtime(state / "tiny", "six"), state, lambda text: waiting.set()))
+        building = asyncio.create_task(build_tree(runtime(state / "tiny", "tabulate"), state, say))
         await asyncio.wait_for(waiting.wait(), 30)
         built_meanwhile = tree.program.exists()
 
+    assert said == ["waiting for another gateway that is preparing runtimes"]
     assert not built_meanwhile
     assert (await building).program == tree.program
 
@@ -299,6 +333,7 @@ def test_pip_sees_the_users_settings_but_no_python_of_theirs(monkeypatch: pytest
     seen = pip_environment(tmp_path)
 
     assert {"PIP_INDEX_URL", "HTTPS_PROXY"} <= seen.keys()
+    assert seen["PIP_CONFIG_FILE"] == f"{sys.prefix}/pip.conf"
     assert {"PIP_TARGET", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}.isdisjoint(seen)
 
 
