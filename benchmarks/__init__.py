@@ -1,0 +1,1 @@
+"""What the README's numbers come from: `make bench` measures everything side by side in one run and prints a table."""
