@@ -1,15 +1,36 @@
-"""Gateway: the dozen things that a client can ask for, whatever the surface. (interface; being implemented)"""
+"""Gateway: the dozen things that a client can ask for, whatever the surface."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
 
-from kernelpool.agents import FileContent
-from kernelpool.backends.base import RuntimeMetadata
-from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.agents import Connect
+from kernelpool.backends.base import Backend, RuntimeMetadata
+from kernelpool.errors import InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
+from kernelpool.heartbeat import Heartbeat
+from kernelpool.journal import Journal
+from kernelpool.pool.launcher import Connected, Launcher
+from kernelpool.pool.pool import WarmPool
+from kernelpool.pool.settings import PoolSettings
+from kernelpool.recovery import Found, Recovery
+from kernelpool.runtimes import Runtime
+from kernelpool.session import Calls, Session
+from kernelpool.sessions import Held, SessionInfo, Sessions
+
+__all__ = ["Gateway", "PoolInfo", "PoolSource", "Principal", "Session", "SessionInfo", "new_execution_id"]
+
+log = logging.getLogger(__name__)
+
+BEATS_PER_LEASE = 4
+_IDENTIFIER = re.compile(r"""[A-Za-z0-9_|}{\[\]:";'<>?/.,@#$%^&*()\-+=!~`]*""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +39,6 @@ class Principal:
 
     name: str
     tenant: str = "default"
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    identifier: str
-    etag: str
-    created_at: float
-    last_accessed_at: float
-    expires_at: float
-    sandbox: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,72 +58,174 @@ class PoolInfo:
     output_streams_max_length: int
 
 
-class Session(Protocol):
-    """A live session in a caller's hand; the hold keeps its cooldown from running out."""
+@dataclass(frozen=True, slots=True)
+class PoolSource:
+    """What a pool is made from. The backend has prepared the runtime, and is entered and left by whoever made it."""
 
-    @property
-    def is_new(self) -> bool:
-        """Allocated by this very request."""
-
-    @property
-    def info(self) -> SessionInfo: ...
-
-    @property
-    def allocation_seconds(self) -> float: ...
-
-    async def execute(self, request: ExecuteRequest) -> Execution:
-        """Runs it and waits for the end. Cancelling the caller cancels the execution. The same id never runs twice:
-        a second call with it waits for, or answers with, the same execution."""
-
-    async def submit(self, request: ExecuteRequest) -> Execution:
-        """Queues it and returns at once; it runs on whoever leaves."""
-
-    def events(self, request_or_id: ExecuteRequest | str, after: int = -1) -> AsyncIterator[Event | None]:
-        """Submits a request (or attaches to the id of one) and yields its events with seq > after, the last being
-        `done`; yields None as a keep-alive at least every 10 seconds."""
-
-    async def execution(self, id: str) -> Execution:
-        """Raises `ExecutionNotFound`."""
-
-    async def cancel(self, id: str) -> Execution:
-        """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
-
-    async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
-        """Raises `FileNotFound`."""
-
-    async def file_info(self, path: WorkspacePath) -> FileInfo:
-        """Raises `FileNotFound`."""
-
-    def read_file(
-        self, path: WorkspacePath, start: int | None = None, stop: int | None = None
-    ) -> AbstractAsyncContextManager[FileContent]:
-        """Bytes start..stop (exclusive; a negative start counts from the end) as a stream with back-pressure.
-        Raises `FileNotFound`, `InvalidRequest` for what is no regular file, `RangeNotSatisfiable`."""
-
-    async def write_file(self, path: WorkspacePath, chunks: AsyncIterator[bytes]) -> FileInfo:
-        """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`."""
-
-    async def delete_file(self, path: WorkspacePath) -> None:
-        """A file, or a directory with all that is in it. Raises `FileNotFound`."""
+    settings: PoolSettings
+    runtime: Runtime
+    backend: Backend
+    metadata: RuntimeMetadata
 
 
-class Gateway(Protocol):
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    source: PoolSource
+    warm: WarmPool[Connected]
+    sessions: Sessions
+
+
+class Gateway:
+    """An async context manager. Entering it takes over what an earlier gateway left behind; leaving it keeps sessions
+    and ready sandboxes alive for the next one, unless it is closed with `aclose(discard=True)` before."""
+
+    def __init__(
+        self,
+        sources: Sequence[PoolSource],
+        connect: Connect,
+        journal: Journal,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._sources = tuple(sources)
+        self._connect = connect
+        self._journal = journal
+        self._wall = wall
+        self._pools: dict[str, _Pool] = {}
+        self._calls = Calls()
+        self._stack = AsyncExitStack()
+
+    def __repr__(self) -> str:
+        pools = ", ".join(f"{pool.warm!r} {pool.sessions!r}" for pool in self._pools.values())
+        return f"<Gateway {pools or 'closed'}{' draining' if self._calls.draining else ''}>"
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            launchers: dict[str, Launcher] = {}
+            for source in self._sources:
+                launcher = Launcher(source.settings, source.runtime, source.backend, self._connect)
+                launchers[source.settings.name] = await stack.enter_async_context(launcher)
+            backends = {id(source.backend): source.backend for source in self._sources}
+            found = await Recovery(launchers, self._journal).run(backends.values())
+            for source in self._sources:
+                name = source.settings.name
+                self._pools[name] = await self._open(stack, source, launchers[name], found[name])
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, discard: bool = False) -> None:
+        """`discard` destroys every session and ready sandbox instead of leaving them to the next gateway."""
+        self._calls.draining = True
+        async with self._stack:
+            for pool in self._pools.values():
+                pool.warm.refuse()
+            await self._calls.aclose()
+            if discard:
+                for pool in self._pools.values():
+                    await pool.sessions.stop_all()
+                    await pool.warm.aclose(discard=True)
+        self._pools.clear()
+
+    async def drain(self, timeout: float) -> int:
+        """Refuses new sessions and executions with `GatewayDraining`, and waits for the callers who wait for one, at
+        most `timeout` seconds. Returns how many still wait. Polling, streams and files go on."""
+        self._calls.draining = True
+        await self._calls.wait_idle(timeout)
+        return len(self._calls)
+
     def pool(self, principal: Principal, name: str) -> PoolInfo:
         """Raises `PoolNotFound`."""
+        return _pool_info(self._pool(name))
 
-    def pools(self, principal: Principal) -> Sequence[PoolInfo]: ...
+    def pools(self, principal: Principal) -> Sequence[PoolInfo]:
+        return [_pool_info(pool) for pool in self._pools.values()]
 
-    def use(self, principal: Principal, pool: str, identifier: str) -> AbstractAsyncContextManager[Session]:
+    @asynccontextmanager
+    async def use(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:
         """The identifier's session, allocated from the pool when there is none yet.
         Raises `PoolNotFound`, `InvalidIdentifier`, `SessionLimitReached`, `AllocationTimeout`, `GatewayDraining`."""
+        owner = self._pool(pool)
+        _check_identifier(identifier)
+        if not owner.sessions.has(principal.tenant, identifier):
+            self._calls.admit()
+        async with owner.sessions.use(principal.tenant, identifier) as held:
+            yield self._session(owner, held)
 
-    def find(self, principal: Principal, pool: str, identifier: str) -> AbstractAsyncContextManager[Session]:
+    @asynccontextmanager
+    async def find(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:
         """As `use`, but raises `SessionNotFound` instead of allocating."""
+        owner = self._pool(pool)
+        _check_identifier(identifier)
+        async with owner.sessions.find(principal.tenant, identifier) as held:
+            yield self._session(owner, held)
 
     async def list_sessions(self, principal: Principal, pool: str) -> Sequence[SessionInfo]:
         """The principal's own, oldest first."""
+        sessions = self._pool(pool).sessions
+        return [sessions.describe(live) for live in sessions if live.record.tenant == principal.tenant]
 
     async def stop_session(self, principal: Principal, pool: str, identifier: str) -> None:
         """Destroys it now, whatever runs. Raises `SessionNotFound`."""
+        owner = self._pool(pool)
+        _check_identifier(identifier)
+        await owner.sessions.stop(principal.tenant, identifier)
 
-    async def metadata(self, principal: Principal, pool: str) -> RuntimeMetadata: ...
+    async def metadata(self, principal: Principal, pool: str) -> RuntimeMetadata:
+        return self._pool(pool).source.metadata
+
+    async def _open(self, stack: AsyncExitStack, source: PoolSource, launcher: Launcher, found: Found) -> _Pool:
+        settings = source.settings
+        in_use = [survivor.connected for survivor in found.survivors]
+        warm = WarmPool(settings.name, settings.sizes, launcher, ready=found.ready, in_use=in_use)
+        sessions = Sessions(settings, warm, self._journal, found.survivors, self._wall)
+        for record, why in found.lost:
+            sessions.remember(record.tenant, record.identifier, why)
+        await stack.enter_async_context(warm)
+        await stack.enter_async_context(sessions)
+        await stack.enter_async_context(Heartbeat(settings.lease / BEATS_PER_LEASE, warm, sessions))
+        log.info("pool opened", extra={"pool": settings.name, "adopted": len(found.ready), "sessions": len(in_use)})
+        return _Pool(source, warm, sessions)
+
+    def _session(self, pool: _Pool, held: Held) -> Session:
+        return Session(held, pool.sessions, pool.source.settings, self._calls)
+
+    def _pool(self, name: str) -> _Pool:
+        pool = self._pools.get(name)
+        if pool is None:
+            raise PoolNotFound(f"There is no session pool '{name}'.")
+        return pool
+
+
+def new_execution_id() -> str:
+    """For callers who brought none."""
+    return uuid4().hex
+
+
+def _pool_info(pool: _Pool) -> PoolInfo:
+    settings = pool.source.settings
+    now = pool.warm.statistics().now
+    return PoolInfo(
+        name=settings.name,
+        runtime=settings.runtime,
+        language=pool.source.runtime.language,
+        ready=now.ready,
+        starting=now.starting,
+        sessions=len(pool.sessions),
+        max_sessions=settings.max_sessions,
+        default_timeout=settings.default_timeout,
+        max_timeout=settings.max_timeout,
+        max_upload=settings.max_upload,
+        output_streams_max_length=settings.output_streams_max_length,
+    )
+
+
+def _check_identifier(identifier: str) -> None:
+    """ACA's rule: one set of characters, 4 to 128 of them."""
+    if not 4 <= len(identifier) <= 128:
+        raise InvalidIdentifierLength(f"The session identifier has {len(identifier)} characters; 4 to 128 are allowed.")
+    if not _IDENTIFIER.fullmatch(identifier):
+        raise InvalidIdentifier("The session identifier has a character that is not allowed.")

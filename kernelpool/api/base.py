@@ -1,0 +1,329 @@
+"""The one base of all handlers: authentication, bodies, work that ends when its client leaves, errors, answers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from http.client import responses
+from types import TracebackType
+from typing import Any, cast
+
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
+from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+
+from kernelpool.api.auth import Authenticator
+from kernelpool.api.bodies import InvalidBody
+from kernelpool.api.json_text import dump_json
+from kernelpool.api.query import Query
+from kernelpool.errors import (
+    CallerError,
+    InvalidRequest,
+    KernelpoolError,
+    NotFound,
+    PayloadTooLarge,
+    SessionLimitReached,
+    TryLater,
+    Unauthorized,
+)
+from kernelpool.gateway import Gateway, Principal
+
+log = logging.getLogger(__name__)
+
+LINGER_SECONDS = 10.0
+"""How long a refused body is read and thrown away, so that a client that only writes gets to read the refusal."""
+
+_HTTP_CODES = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed"}
+
+
+class Works:
+    """The requests being served: what a gateway that wants to leave waits for."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: who started it raises it again, unless the client has left
+
+    async def wait_idle(self, timeout: float) -> bool:
+        """Whether all that was being served has been, within the timeout."""
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=timeout)
+        return not self._tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Collaborators:
+    """What every handler is given."""
+
+    gateway: Gateway
+    authenticator: Authenticator
+    max_body: int = 16 << 20
+    """Bytes of a JSON body. Uploads have the pool's own limit."""
+    works: Works = field(default_factory=Works)
+
+
+@stream_request_body
+class ApiHandler(RequestHandler):
+    """Bodies are streamed even where they are small: a caller is authenticated, and a body's size checked, before
+    any of it is kept in memory. A method hands its work to `serve`."""
+
+    def initialize(self, collaborators: Collaborators) -> None:
+        self.collaborators = collaborators
+        self.gateway = collaborators.gateway
+        self.principal: Principal
+        self.trace_id = uuid.uuid4().hex
+        self.body = bytearray()
+        self.query = Query(self.request.query_arguments)
+        self._work: asyncio.Task[None] | None = None
+        self._client_left = False
+        self._refused = False
+
+    # What subclasses may say.
+
+    @property
+    def body_limit(self) -> int:
+        return self.collaborators.max_body
+
+    async def accept(self) -> None:
+        """Called with the headers read and the caller known, before the body comes. Raises to refuse the request."""
+
+    async def receive(self, chunk: bytes) -> None:
+        """A piece of the body; the next one is read when this returns."""
+        if len(self.body) + len(chunk) > self.body_limit:
+            raise PayloadTooLarge(f"body is larger than {self.body_limit} bytes")
+        self.body += chunk
+
+    async def authenticate(self) -> Principal:
+        return await self.collaborators.authenticator.authenticate(self.request.headers.get_list("Authorization"))
+
+    def check_method(self) -> None:
+        method = self.request.method.lower()
+        if getattr(type(self), method) is getattr(ApiHandler, method):
+            raise HTTPError(405)
+
+    async def _nothing(self, *_: Any, **__: Any) -> None:
+        """A method that a handler does not have; `check_method` has refused it by now."""
+
+    head = get = post = put = patch = delete = options = _nothing
+
+    # The life of a request.
+
+    def set_default_headers(self) -> None:
+        self.set_header("Server", "kernelpool")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Cache-Control", "no-store")
+
+    def compute_etag(self) -> None:
+        """None: hashing every answer costs more than it ever saves."""
+
+    async def prepare(self) -> None:
+        # Tornado turns Nagle's algorithm on again after each response: a second small write would wait 40 ms.
+        self.connection.stream.set_nodelay(True)
+        try:
+            self.principal = await self.authenticate()
+            self.check_method()
+            await self.accept()
+            self._check_body_headers()
+        except (KernelpoolError, HTTPError) as error:
+            await self._refuse(error)
+
+    async def data_received(self, chunk: bytes) -> None:
+        if self._refused:
+            return
+        try:
+            await self.receive(chunk)
+        except KernelpoolError as error:
+            await self._refuse(error)
+
+    async def serve(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does the work in a task of its own. Tornado does not cancel a handler whose client has left, and a
+        handler's own task must not be cancelled."""
+        if self._refused or self._client_left:
+            work.close()
+            return
+        self._work = self.collaborators.works.start(work)
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if not self._client_left:
+                raise
+            log.info("client left", extra=self._facts)
+        except StreamClosedError:
+            log.info("client left", extra=self._facts)
+
+    def on_connection_close(self) -> None:
+        super().on_connection_close()  # ends the wait for the rest of the body
+        self._client_left = True
+        if self._work is not None:
+            self._work.cancel()
+
+    # Answers.
+
+    def answer(self, value: Any, status: int = 200) -> None:
+        """Headers and JSON in one write."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.finish(dump_json(value))
+
+    def answer_text(self, text: str) -> None:
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(text)
+
+    def answer_nothing(self) -> None:
+        self.set_status(204)
+        self.clear_header("Content-Type")
+        self.finish()
+
+    # Errors.
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        kind, error, _ = kwargs.get("exc_info", (None, None, None))
+        self.finish(self.describe_error(error if kind else None, status_code))
+
+    def log_exception(
+        self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if isinstance(value, CallerError | TryLater | HTTPError):
+            log.info("request refused", extra={**self._facts, "error": type(value).__name__})
+        else:
+            log.error("request failed", extra=self._facts, exc_info=(typ, value, tb) if typ and value else None)
+
+    def describe_error(self, error: BaseException | None, status: int = 500) -> bytes:
+        """Sets status and headers, and returns the body: never a stack, whose place is the log, by traceId."""
+        if isinstance(error, HTTPError):
+            code = _HTTP_CODES.get(status, "RequestError")
+            if status == 405:
+                self.set_header("Allow", ", ".join(self._methods()))
+            message, remedy = f"{responses.get(status, 'Error')}: {self.request.method} {self.request.path}", None
+        elif isinstance(error, KernelpoolError):
+            status, code, message, remedy = error.status, error.code, error.message, error.remedy
+        else:
+            status, code, message, remedy = 500, KernelpoolError.code, "Something went wrong.", KernelpoolError.remedy
+        self.set_status(status, responses.get(status, "Error"))
+        self.set_header("x-ms-error-code", code)
+        if isinstance(error, TryLater):
+            self.set_header("Retry-After", str(max(1, round(error.retry_after))))
+        if isinstance(error, Unauthorized):
+            self.set_header("WWW-Authenticate", "Bearer")
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        if isinstance(error, InvalidBody):
+            self.set_header("Content-Type", "application/problem+json; charset=utf-8")
+            return dump_json(self._problem(error))
+        if isinstance(error, SessionLimitReached):
+            return dump_json({"code": code, "message": message})
+        return dump_json(error_envelope(code, message, self.trace_id, remedy))
+
+    def _methods(self) -> list[str]:
+        return [
+            name
+            for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+            if getattr(type(self), name.lower()) is not getattr(ApiHandler, name.lower())
+        ]
+
+    def _problem(self, error: InvalidBody) -> dict[str, Any]:
+        return {
+            "type": "https://tools.ietf.org/html/rfc9110#section-15.5.1",
+            "title": "One or more validation errors occurred.",
+            "status": error.status,
+            "errors": error.errors,
+            "traceId": self.trace_id,
+        }
+
+    async def _refuse(self, error: KernelpoolError | HTTPError) -> None:
+        """Answers before the body has been read. What still comes of it is thrown away for a while: closing at once
+        would reset the connection under a client that has not read the answer yet."""
+        self.log_exception(type(error), error, None)
+        self._refused = True
+        body = self.describe_error(error, getattr(error, "status_code", 500))
+        headers = self.request.headers
+        has_body = headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
+        if not has_body or "Expect" in headers:
+            await self.finish(body)
+            return
+        self.connection.set_max_body_size(sys.maxsize)
+        self.connection.set_body_timeout(LINGER_SECONDS)
+        self.set_header("Content-Length", str(len(body)))
+        self.write(body)
+        await self.flush()
+
+    def _check_body_headers(self) -> None:
+        """Whatever Tornado would answer with a bare 400, or would not look at."""
+        headers = self.request.headers
+        encoding = headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise UnsupportedEncoding(f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is")
+        length = headers.get("Content-Length")
+        # Tornado itself refuses what is no number, after this.
+        if length is not None and length.isascii() and length.isdigit() and len(length) < 20:
+            self._check_length(int(length))
+        self.connection.set_max_body_size(sys.maxsize)  # `receive` counts, and answers in our words
+
+    def _check_length(self, length: int) -> None:
+        if length > self.body_limit:
+            raise PayloadTooLarge(f"body of {length} bytes is larger than {self.body_limit} bytes")
+
+    @property
+    def connection(self) -> HTTP1Connection:
+        return cast("HTTP1Connection", self.request.connection)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        """Without the query: it holds the session's identifier, which is as good as a key."""
+        return {"trace_id": self.trace_id, "method": self.request.method, "path": self.request.path}
+
+
+class UnsupportedEncoding(InvalidRequest):
+    code = "UnsupportedMediaType"
+    status = 415
+    remedy = "Send the body without Content-Encoding."
+
+
+def error_envelope(code: str, message: str, trace_id: str, remedy: str | None) -> dict[str, Any]:
+    error = {"code": code, "message": message, "traceId": trace_id}
+    return {"error": error | ({"remedy": remedy} if remedy else {})}
+
+
+class UnknownPath(ApiHandler):
+    """Whatever no route matches."""
+
+    def check_method(self) -> None:
+        raise NotFound(f"nothing is at {self.request.path[:200]}")
+
+
+def application(routes: list[Any], collaborators: Collaborators, **settings: Any) -> Application:
+    return Application(
+        routes,
+        default_handler_class=UnknownPath,
+        default_handler_args={"collaborators": collaborators},
+        log_function=log_request,
+        **settings,
+    )
+
+
+def log_request(handler: RequestHandler) -> None:
+    logging.getLogger("kernelpool.access").info(
+        "request",
+        extra={
+            "method": handler.request.method,
+            "path": handler.request.path,
+            "status": handler.get_status(),
+            "seconds": round(handler.request.request_time(), 4),
+            "trace_id": getattr(handler, "trace_id", None),
+        },
+    )

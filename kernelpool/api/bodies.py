@@ -1,0 +1,142 @@
+"""Bodies of execution requests → `Submission`. Tolerant in form, strict in meaning; every field's fault is named."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from kernelpool.api.json_text import parse_json
+from kernelpool.errors import InvalidRequest
+
+MAX_STREAMS = 64 << 20
+
+
+class InvalidBody(InvalidRequest):
+    """Answered as `application/problem+json`; `errors` maps field names to sentences."""
+
+    remedy = "Correct the fields that `errors` names."
+
+    def __init__(self, errors: Mapping[str, list[str]]) -> None:
+        super().__init__("; ".join(sentence for sentences in errors.values() for sentence in sentences))
+        self.errors = dict(errors)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a body asks for, whatever dialect it was written in."""
+
+    code: str
+    asynchronous: bool
+    timeout: float
+    streams_max_length: int
+    jupyter_format: bool
+    identifier: str | None
+    """Only the oldest clients put it here."""
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+_Word = BeforeValidator(_lower)
+
+
+class _Body(BaseModel):
+    """The union of all dialects' fields, by their lower-case names; unknown ones are ignored, as ACA does."""
+
+    model_config = ConfigDict(str_max_length=None, hide_input_in_errors=True)
+
+    code: str | None = None
+    pythoncode: str | None = None
+    codeinputtype: Annotated[Literal["inline", "inlinetext", "inlinebase64"], _Word] = "inline"
+    executiontype: Annotated[Literal["synchronous", "asynchronous"], _Word] = "synchronous"
+    timeoutinseconds: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    outputstreamsmaxlength: Annotated[int, Field(ge=0)] | None = None
+    useemptykernel: bool | None = None
+    returnjupyterformatexecutionresult: bool | None = None
+    returnjupyterformat: bool | None = None  # what the examples of the specification call it
+    identifier: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    shellcommand: Any = None
+    execcommandandargs: Any = None
+
+
+_NAMES = {
+    "code": "code",
+    "pythoncode": "pythonCode",
+    "codeinputtype": "codeInputType",
+    "executiontype": "executionType",
+    "timeoutinseconds": "timeoutInSeconds",
+    "outputstreamsmaxlength": "outputStreamsMaxLength",
+    "useemptykernel": "useEmptyKernel",
+    "returnjupyterformatexecutionresult": "returnJupyterFormatExecutionResult",
+    "returnjupyterformat": "returnJupyterFormat",
+    "identifier": "identifier",
+}
+
+
+def parse_submission(text: bytes, *, default_timeout: float, max_timeout: float, default_streams: int) -> Submission:
+    """Raises `InvalidRequest` for what is no JSON, `InvalidBody` for JSON that makes no request."""
+    body = _validated(_fields(parse_json(text)))
+    code = body.code if body.code is not None else body.pythoncode
+    if code is None:
+        raise InvalidBody({"code": [_missing_code(body)]})
+    if body.codeinputtype == "inlinebase64":
+        code = _decoded(code)
+    return Submission(
+        code=code,
+        asynchronous=body.executiontype == "asynchronous",
+        timeout=_timeout(body.timeoutinseconds, default_timeout, max_timeout),
+        streams_max_length=min(
+            default_streams if body.outputstreamsmaxlength is None else body.outputstreamsmaxlength, MAX_STREAMS
+        ),
+        jupyter_format=bool(body.returnjupyterformatexecutionresult or body.returnjupyterformat),
+        identifier=body.identifier,
+    )
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """Flat or in `properties`, or some here and some there."""
+    if not isinstance(value, dict):
+        raise InvalidBody({"$": ["The body must be a JSON object."]})
+    outer = {name.lower(): item for name, item in value.items()}
+    inner = outer.pop("properties", {})
+    if not isinstance(inner, dict):
+        raise InvalidBody({"properties": ["properties must be a JSON object."]})
+    return {**outer, **{name.lower(): item for name, item in inner.items()}}
+
+
+def _validated(fields: dict[str, Any]) -> _Body:
+    try:
+        return _Body.model_validate(fields)
+    except ValidationError as error:
+        errors: dict[str, list[str]] = {}
+        for fault in error.errors(include_url=False, include_input=False):
+            name = str(fault["loc"][0])
+            errors.setdefault(_NAMES.get(name, name), []).append(f"{_NAMES.get(name, name)}: {fault['msg']}.")
+        raise InvalidBody(errors) from None
+
+
+def _missing_code(body: _Body) -> str:
+    if body.shellcommand is not None or body.execcommandandargs is not None:
+        return "The code field is required: shellCommand and execCommandAndArgs are for Shell pools, this is another."
+    return "The code field is required."
+
+
+def _decoded(code: str) -> str:
+    try:
+        return base64.b64decode(code, validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise InvalidBody({"code": ["code must be base64 of UTF-8 text, as codeInputType says."]}) from None
+
+
+def _timeout(asked: float | None, default: float, limit: float) -> float:
+    if asked is None:
+        return min(default, limit)
+    if not 1 <= asked <= limit:
+        raise InvalidBody({"timeoutInSeconds": [f"timeoutInSeconds must be from 1 to {limit:g}, not {asked:g}."]})
+    return asked

@@ -1,0 +1,40 @@
+"""Whether the process lives and whether it takes requests: for probes, so without a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kernelpool.api.base import ApiHandler, Collaborators
+from kernelpool.gateway import Principal
+
+
+class _OpenHandler(ApiHandler):
+    async def authenticate(self) -> Principal:
+        return Principal("anonymous")
+
+
+class LiveHandler(_OpenHandler):
+    """The event loop turns: no more is promised."""
+
+    async def get(self) -> None:
+        self.answer({"status": "alive"})
+
+
+class ReadyHandler(_OpenHandler):
+    """503 while starting and while draining, so that nobody new is sent here."""
+
+    def initialize(self, collaborators: Collaborators, is_ready: Callable[[], bool] = bool) -> None:
+        super().initialize(collaborators)
+        self._is_ready = is_ready
+
+    async def get(self) -> None:
+        ready = self._is_ready()
+        self.answer({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+
+def routes(collaborators: Collaborators, is_ready: Callable[[], bool]) -> list[Any]:
+    return [
+        ("/healthz", LiveHandler, {"collaborators": collaborators}),
+        ("/readyz", ReadyHandler, {"collaborators": collaborators, "is_ready": is_ready}),
+    ]

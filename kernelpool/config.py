@@ -1,0 +1,134 @@
+"""Settings of a gateway: file, environment and flags, in rising precedence. Read once, by the command line.
+
+The file is TOML, by default `kernelpool.toml` in the working directory:
+
+    port = 8080
+
+    [pools.python]
+    ready = 4
+    limits = { memory = "2Gi" }
+
+The environment says the same with `KERNELPOOL_PORT=8080` and `KERNELPOOL_POOLS__PYTHON__READY=4`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+
+from kernelpool.errors import InvalidRequest
+from kernelpool.pool.settings import PoolSettings, Seconds, Size
+
+FILE_NAME = "kernelpool.toml"
+PREFIX = "KERNELPOOL_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+"""Names the file, as --config does."""
+
+
+def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
+    """What survives a restart: `/var/lib/kernelpool` as root, else where the XDG specification says."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/kernelpool")
+    base = environment.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "kernelpool"
+
+
+def _default_pools() -> dict[str, PoolSettings]:
+    return {"python": PoolSettings(name="python")}
+
+
+class Settings(BaseModel):
+    """Everything that an operator can say."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs a TLS proxy in front."""
+    port: int = Field(8080, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+    state_dir: Path = Field(default_factory=default_state_dir)
+    """Directory for what must survive a restart: sessions, sandboxes, runtime trees, the token's hash."""
+    token: SecretStr | None = Field(None, min_length=16)
+    """Bearer token that callers must send. Without one, the first start makes one, and prints it once."""
+    allow_insecure: bool = False
+    """Serve although the doctor says that sandboxes do not isolate here."""
+    stop_sessions: bool = False
+    """Destroy all sessions at the end, instead of leaving them to the next start."""
+    drain_seconds: float = Field(30.0, ge=0, allow_inf_nan=False)
+    """Seconds that callers who wait for an answer are given when the gateway is asked to stop."""
+    max_body: Size = 16 << 20
+    """Size of a JSON body, code included."""
+    idle_timeout: Seconds = 60.0
+    """Seconds that a connection may take until the next request's headers are complete."""
+    body_timeout: Seconds = 3600.0
+    """Seconds that a client may take to send a body."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged, as JSON lines on stderr."""
+    pools: dict[str, PoolSettings] = Field(
+        default_factory=lambda: {"python": PoolSettings(name="python")}, min_length=1
+    )
+    """Pools by name, as `[pools.<name>]`; see there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_pools(cls, values: Any) -> Any:
+        """The key is the pool's name."""
+        if not isinstance(values, dict) or not isinstance(pools := values.get("pools"), dict):
+            return values
+        named = {name: {**pool, "name": name} if isinstance(pool, dict) else pool for name, pool in pools.items()}
+        return {**values, "pools": named}
+
+    @classmethod
+    def load(cls, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Self:
+        """`file` must exist when it is given; the default one need not. Flags that are None were not given.
+        Raises `InvalidRequest`, naming where and what."""
+        values = merge(_read(file), from_environment(environment))
+        values = merge(values, {name: value for name, value in flags.items() if value is not None})
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = (
+                f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
+                for fault in error.errors(include_url=False, include_input=False)
+            )
+            raise InvalidRequest("settings: " + "; ".join(faults)) from None
+
+
+def _read(file: Path | None) -> dict[str, Any]:
+    path = file or Path(FILE_NAME)
+    if file is None and not path.exists():
+        return {}
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise InvalidRequest(f"{path}: {error}") from None
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """`KERNELPOOL_A__B=c` → `{"a": {"b": "c"}}`; an empty one counts as not set. Types are pydantic's business."""
+    values: dict[str, Any] = {}
+    for name, value in sorted(environment.items()):
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or not value:
+            continue
+        *parents, last = name.removeprefix(PREFIX).lower().split("__")
+        table = values
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise InvalidRequest(f"environment: {name} contradicts another variable")
+        table[last] = value
+    return values
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables are merged, everything else is replaced."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        merged[name] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return merged

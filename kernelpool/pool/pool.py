@@ -1,0 +1,321 @@
+"""WarmPool: keeps things ready that are slow to start, and hands each of them out once.
+
+The life of an item: `start` makes it → it is given to the longest waiting caller, else it stands ready, watched →
+`acquire` hands it out → `discard` ends it. One that dies, or gets old, while it stands ready is discarded and replaced.
+Nothing comes back: there is no second user. Whoever asks never starts anything; the refill task does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Hashable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Protocol, Self, TypeVar
+
+from kernelpool.errors import AllocationTimeout, GatewayDraining, KernelpoolError, SessionLimitReached, StartFailed
+from kernelpool.pool.plan import Sizes, Snapshot, is_full, plan, retry_delay
+from kernelpool.pool.waiter import Waiter
+from kernelpool.tasks import Tasks
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", bound=Hashable)
+
+GIVE_UP_AFTER = 3
+"""Failed starts in a row after which those who wait are told, instead of being left to their timeout."""
+DISCARD_SECONDS = 60.0
+
+
+class Maker(Protocol[T]):
+    """What the pool must be able to do with what it holds, without knowing what that is."""
+
+    async def start(self) -> T:
+        """Until it is ready for use. Bounded. Raises `KernelpoolError`; a failure or a cancel leaves nothing behind."""
+
+    async def wait_dead(self, item: T) -> str:
+        """Returns why, once it is of no use any more. Immediate when it is dead already."""
+
+    async def discard(self, item: T) -> None:
+        """Ends it, in whatever state it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The pool now, and what happened since it began."""
+
+    now: Snapshot
+    started: int = 0
+    start_failures: int = 0
+    handed_out: int = 0
+    died_ready: int = 0
+    retired: int = 0
+
+
+@dataclass(slots=True)
+class _Ready:
+    """What is known of an item that nobody has yet."""
+
+    expires_at: float
+    watcher: asyncio.Task[None]
+
+
+class WarmPool(Generic[T]):
+    """An async context manager. Leaving it ends its tasks and keeps the items alive, for the next gateway to adopt."""
+
+    def __init__(
+        self, name: str, sizes: Sizes, maker: Maker[T], *, ready: Iterable[T] = (), in_use: Iterable[T] = ()
+    ) -> None:
+        """`ready` and `in_use` are items that an earlier gateway left behind."""
+        self.name = name
+        self._sizes = sizes
+        self._maker = maker
+        self._adopted = tuple(ready)
+        self._loop = asyncio.get_running_loop()
+        # The mutable state: items that nobody has yet, that somebody has, on their way in and out; and who waits.
+        # An item is in one place at any time, and moves without an await in between.
+        self._ready: dict[T, _Ready] = {}
+        self._in_use: set[T] = set(in_use)
+        self._starting = 0
+        self._leaving = 0
+        self._waiting: deque[Waiter[T]] = deque()
+        # Starts that failed in a row, and when the next one may be tried.
+        self._failures = 0
+        self._retry_at = 0.0
+        self._counts = {"started": 0, "start_failures": 0, "handed_out": 0, "died_ready": 0, "retired": 0}
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._upkeep = Tasks(f"pool {name}")
+        self._discards = Tasks(f"pool {name}")
+
+    def __repr__(self) -> str:
+        now = self._snapshot()
+        numbers = f"{now.ready} ready, {now.starting} starting, {now.in_use} in use, {now.waiting} waiting"
+        leaving = f", {now.leaving} leaving" if now.leaving else ""
+        failing = f", {self._failures} starts failed" if self._failures else ""
+        return f"<WarmPool {self.name!r} [{numbers}{leaving}{failing}]{' closed' if self._closed else ''}>"
+
+    async def __aenter__(self) -> Self:
+        for item in self._adopted:
+            self._shelve(item)
+        self._upkeep.spawn(self._refill(), "refill")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self, *, discard: bool = False) -> None:
+        """Ends what is starting; what is ready or in use too, when asked to `discard`."""
+        self.refuse()
+        await self._upkeep.aclose()
+        if discard:
+            for item in list(self._ready):
+                self._unshelve(item)
+                self._dispose(item)
+            for item in list(self._in_use):
+                self.discard(item)
+        await self._discards.aclose(grace=DISCARD_SECONDS)
+
+    def refuse(self) -> None:
+        """From now on nothing is handed out: neither to those who wait nor to those who come."""
+        self._closed = True
+        while self._waiting:
+            self._waiting.popleft().fail(GatewayDraining("the gateway is shutting down"))
+
+    @property
+    def ready(self) -> tuple[T, ...]:
+        """Those that stand ready, the oldest first."""
+        return tuple(self._ready)
+
+    def statistics(self) -> Statistics:
+        return Statistics(self._snapshot(), **self._counts)
+
+    # --- for callers
+
+    async def acquire(self) -> T:
+        """The oldest ready one at once; else waits in line for the next one that starts.
+
+        The line is as long as there is room for sessions. Raises `SessionLimitReached`, `AllocationTimeout`, or why
+        nothing could be started.
+        """
+        if self._closed:
+            raise GatewayDraining("the gateway is shutting down")
+        if (item := self._take()) is not None:
+            return item
+        if is_full(now := self._snapshot(), self._sizes):
+            raise SessionLimitReached(
+                f"The request sessions count is '1'. There are already '{now.in_use + now.waiting}' active sessions "
+                f"and the maximum active sessions count is '{self._sizes.max_sessions}'."
+            )
+        return await self._wait_in_line()
+
+    def discard(self, item: T) -> asyncio.Task[bool]:
+        """Ends one that was handed out; the pool sees to it whether or not the task is awaited. Its place is free when
+        the task is done, which tells whether the item is gone for certain."""
+        self._in_use.remove(item)
+        return self._dispose(item)
+
+    def discard_ready(self, item: T, why: str) -> bool:
+        """Ends one that stands ready. False when it does so no more: somebody has it, or it is gone."""
+        if item not in self._ready:
+            return False
+        log.warning("ready sandbox discarded", extra={"pool": self.name, "item": repr(item), "why": why})
+        self._unshelve(item)
+        self._counts["died_ready"] += 1
+        self._dispose(item)
+        return True
+
+    # --- handing over
+
+    def _take(self) -> T | None:
+        if not self._ready:
+            return None
+        item = next(iter(self._ready))
+        self._unshelve(item)
+        self._hand_out(item)
+        return item
+
+    def _hand_out(self, item: T) -> None:
+        self._in_use.add(item)
+        self._counts["handed_out"] += 1
+        self._changed.set()
+
+    async def _wait_in_line(self) -> T:
+        waiter: Waiter[T] = Waiter()
+        self._waiting.append(waiter)
+        self._changed.set()
+        timer = self._loop.call_later(self._sizes.allocation_timeout, self._time_out, waiter)
+        try:
+            return await waiter.wait()
+        except asyncio.CancelledError:
+            # Cancelled in the tick in which the item came: nobody else knows of it, so it must go on from here.
+            if (item := waiter.leave()) is not None:
+                self._in_use.remove(item)
+                self._offer(item)
+            raise
+        finally:
+            timer.cancel()
+            with suppress(ValueError):  # whoever was served or failed is not in the line any more
+                self._waiting.remove(waiter)
+            self._changed.set()
+
+    def _time_out(self, waiter: Waiter[T]) -> None:
+        seconds = self._sizes.allocation_timeout
+        waiter.fail(AllocationTimeout(f"no sandbox of pool '{self.name}' got ready within {seconds:g} s"))
+
+    def _offer(self, item: T) -> None:
+        """To the first in line who is still there; else it stands ready."""
+        while self._waiting:
+            if self._waiting.popleft().give(item):
+                self._hand_out(item)
+                return
+        self._shelve(item)
+
+    # --- standing ready
+
+    def _shelve(self, item: T) -> None:
+        # Ages differ by up to a fifth, so that those which started together do not all end together.
+        age = self._sizes.max_ready_age * random.uniform(0.8, 1.0)  # noqa: S311
+        watcher = self._upkeep.spawn(self._watch(item), "watch")
+        self._ready[item] = _Ready(self._loop.time() + age, watcher)
+        self._changed.set()
+
+    def _unshelve(self, item: T) -> None:
+        self._ready.pop(item).watcher.cancel()
+        self._changed.set()
+
+    async def _watch(self, item: T) -> None:
+        try:
+            why = await self._maker.wait_dead(item)
+        except Exception as error:  # a sandbox that cannot be watched must not be handed out
+            why = f"cannot be watched: {error!r}"
+        self.discard_ready(item, why)
+
+    # --- refill
+
+    async def _refill(self) -> None:
+        while True:
+            self._changed.clear()
+            time = self._loop.time()
+            aged = sum(entry.expires_at <= time for entry in self._ready.values())
+            step = plan(self._snapshot(), self._sizes, aged, self._starts_at_once(time))
+            for _ in range(step.retire):
+                self._retire()
+            for _ in range(step.start):
+                self._starting += 1
+                self._upkeep.spawn(self._start(), "start")
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(self._next_look(time)):
+                    await self._changed.wait()
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(self._starting, len(self._ready), len(self._in_use), self._leaving, len(self._waiting))
+
+    def _starts_at_once(self, time: float) -> int:
+        """After a failure one start at a time, and that one not before its time."""
+        if not self._failures:
+            return self._sizes.start_concurrency
+        return 1 if time >= self._retry_at else 0
+
+    def _next_look(self, time: float) -> float | None:
+        """When the plan may change although nothing happens."""
+        moments = [entry.expires_at for entry in self._ready.values()]
+        if self._failures:
+            moments.append(self._retry_at)
+        return min((moment for moment in moments if moment > time), default=None)
+
+    async def _start(self) -> None:
+        try:
+            item = await self._maker.start()
+        except Exception as error:  # the pool must outlive whatever a start can raise
+            self._starting -= 1
+            self._note_failure(error)
+        else:
+            self._starting -= 1
+            self._failures = 0
+            self._counts["started"] += 1
+            self._offer(item)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        self._counts["start_failures"] += 1
+        delay = retry_delay(self._failures, random.random())  # noqa: S311
+        self._retry_at = self._loop.time() + delay
+        known = isinstance(error, KernelpoolError)
+        facts = {"pool": self.name, "failures": self._failures, "retry_in": round(delay, 2), "error": str(error)}
+        log.warning("sandbox did not start", extra=facts, exc_info=None if known else error)
+        if self._failures >= GIVE_UP_AFTER:
+            text = str(error) if known else "a sandbox did not start"
+            while self._waiting:
+                self._waiting.popleft().fail(StartFailed(text))
+        self._changed.set()
+
+    # --- leaving
+
+    def _retire(self) -> None:
+        item = min(self._ready, key=lambda item: self._ready[item].expires_at)
+        self._unshelve(item)
+        self._counts["retired"] += 1
+        self._dispose(item)
+
+    def _dispose(self, item: T) -> asyncio.Task[bool]:
+        self._leaving += 1
+        return self._discards.spawn(self._end(item), "discard")
+
+    async def _end(self, item: T) -> bool:
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                await self._maker.discard(item)
+        except Exception as error:  # what cannot be ended now is found and ended by the next start of the gateway
+            log.error("sandbox was not discarded", extra={"pool": self.name, "item": repr(item)}, exc_info=error)
+            return False
+        else:
+            return True
+        finally:
+            self._leaving -= 1
+            self._changed.set()

@@ -1,0 +1,164 @@
+"""PoolSettings: what an operator says of a pool, and what follows from it for each sandbox."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from kernelpool import __version__
+from kernelpool.backends.base import SandboxSpec
+from kernelpool.models import AgentConfig, Limits
+from kernelpool.pool.plan import Sizes
+from kernelpool.runtimes import Runtime
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_size(value: object) -> object:
+    """'1Gi', '512MiB', '1.5G' or a number of bytes → bytes. What is no size is left for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{value!r} is no size; write for example 512Mi or 1Gi")
+    return round(float(match[1]) * _UNITS[(match[2] or "").lower()])
+
+
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class LimitSettings(_Settings):
+    """What one session may use."""
+
+    memory: Size = 1 << 30
+    """Memory of all processes of a session together, page cache included; past it the kernel is killed."""
+    cpus: float = Field(1.0, gt=0, le=1024)
+    """Cores that a session may use at the same time."""
+    pids: int = Field(256, ge=16)
+    """Processes and threads of a session."""
+    workspace: Size = 512 << 20
+    """Size of the session's files in /mnt/data."""
+    tmp: Size = 128 << 20
+    """Size of the session's /tmp."""
+    open_files: int = Field(4096, ge=64)
+    """Open files of one process."""
+
+    def to_limits(self) -> Limits:
+        return Limits(**self.model_dump())
+
+
+class PoolSettings(_Settings):
+    """Ready sandboxes of one runtime with one set of limits, and the sessions made of them."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
+    """How URLs name the pool."""
+    runtime: str = "python"
+    """What runs in its sandboxes: a folder of kernels/."""
+    backend: str = "bubblewrap"
+    """What makes its sandboxes."""
+
+    ready: int = Field(2, ge=0)
+    """Sandboxes kept started for the next new sessions."""
+    max_sessions: int = Field(10, ge=1)
+    """Sandboxes that may exist at the same time, ready ones included; beyond it a new session is refused with 429."""
+    cooldown: Seconds = 300.0
+    """Seconds without activity after which a session is destroyed. Activity is a request, or code that runs."""
+    max_alive: Seconds = 86400.0
+    """Seconds after which a session is destroyed whatever it does. It frees the place of a sandbox that claims to be
+    busy for ever; it is a day, because work in use for hours is common and its variables are what people lose."""
+    max_ready_age: Seconds = 3600.0
+    """Seconds after which a ready sandbox that nobody took is replaced by a fresh one, one at a time."""
+    allocation_timeout: Seconds = 30.0
+    """Seconds that a new session waits for a sandbox when none is ready."""
+    start_timeout: Seconds = 60.0
+    """Seconds that a sandbox may take to get ready."""
+    start_concurrency: int = Field(2, ge=1)
+    """Sandboxes that start at the same time; more than cores only makes each of them later."""
+    lease: float = Field(600.0, ge=10, allow_inf_nan=False)
+    """Seconds without a word from a gateway after which a sandbox that nobody took ends itself."""
+
+    limits: LimitSettings = LimitSettings()
+    """What one session may use: memory, cpus, pids, workspace, tmp, open_files."""
+    egress: bool = False
+    """Let sessions reach the outside network; never this host, nor the gateway."""
+
+    default_timeout: Seconds = 60.0
+    """Seconds that an execution may run when the caller does not say."""
+    max_timeout: Seconds = 220.0
+    """Seconds that a caller may ask for."""
+    queue_size: int = Field(16, ge=0)
+    """Executions of one session that may wait behind the running one."""
+    output_bytes: Size = 16 << 20
+    """Output kept of one execution; past it head and tail stay, and the result says how much was dropped."""
+    history_bytes: Size = 64 << 20
+    """Output kept of all executions of a session, for those who poll; the oldest go first."""
+    history_size: int = Field(1000, ge=1)
+    """Executions of a session that can still be polled."""
+    interrupt_grace: Seconds = 3.0
+    """Seconds that interrupted code has to stop, before its kernel is restarted."""
+    save_displayed_images: bool = True
+    """Also write the images that code displays into the workspace."""
+    output_streams_max_length: int = Field(4096, ge=0)
+    """Characters of stdout and of stderr in answers of the ACA surface, as ACA cuts them; 0 does not cut."""
+    max_upload: Size = 128 << 20
+    """Size of one uploaded file."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if self.ready > self.max_sessions:
+            raise ValueError(f"ready {self.ready} is more than max_sessions {self.max_sessions}")
+        if self.default_timeout > self.max_timeout:
+            raise ValueError(f"default_timeout {self.default_timeout:g} is more than max_timeout {self.max_timeout:g}")
+        return self
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.ready, self.max_sessions, self.start_concurrency, self.allocation_timeout, self.max_ready_age)
+
+
+def sandbox_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:
+    """The next sandbox of a pool, with an id and a secret that no other has."""
+    spec = _nameless_spec(settings, runtime)
+    agent = replace(spec.agent, secret=secrets.token_urlsafe(32))
+    return replace(spec, id=secrets.token_hex(6), fingerprint=fingerprint(settings, runtime), agent=agent)
+
+
+def fingerprint(settings: PoolSettings, runtime: Runtime) -> str:
+    """Equal for two sandboxes that can stand in for each other: all that a sandbox is made from, but not how many of
+    them, nor what is said to it later."""
+    facts: dict[str, Any] = asdict(_nameless_spec(settings, runtime))
+    # Where the folder lies does not matter; what is in it belongs to this version.
+    del facts["runtime"]["folder"]
+    text = json.dumps([__version__, settings.backend, facts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _nameless_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:
+    limits = settings.limits.to_limits()
+    agent = AgentConfig(
+        secret="",
+        kernel_argv=runtime.argv,
+        kernel_env=dict(runtime.env),
+        warmup_code=runtime.warmup_code,
+        interrupt_mode=runtime.interrupt_mode,
+        lease=settings.lease,
+        processes=limits.pids,
+        queue_size=settings.queue_size,
+        output_bytes=settings.output_bytes,
+        history_bytes=settings.history_bytes,
+        history_size=settings.history_size,
+        save_images=settings.save_displayed_images,
+        interrupt_grace=settings.interrupt_grace,
+    )
+    return SandboxSpec("", settings.name, "", runtime, limits, agent, settings.egress)

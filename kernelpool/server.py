@@ -1,0 +1,272 @@
+"""The composition root: builds everything from the settings, runs it, drains it.
+
+Shutdown is the stack unwinding. SIGTERM or SIGINT: not ready any more, no new work (503), callers who wait are served
+for `drain_seconds`, connections are closed. Sessions and ready sandboxes stay alive for the next start, and end
+themselves when none comes: sessions at their cooldown, ready ones at their lease. `stop_sessions` destroys them
+instead. A second signal ends the waiting.
+
+What remains on disk after that: the state directory, with runtime trees, the token's hash and, for sessions that were
+kept, their records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+
+from kernelpool.agents import Connect, connect
+from kernelpool.api import make_application
+from kernelpool.api.auth import TokenAuthenticator, digest_of, load_or_make_token
+from kernelpool.api.base import Collaborators
+from kernelpool.api.http_server import make_server
+from kernelpool.backends import BACKENDS, load_backend
+from kernelpool.backends.base import Backend, Finding, Say
+from kernelpool.config import Settings
+from kernelpool.errors import InvalidRequest, StartFailed
+from kernelpool.gateway import Gateway, PoolSource
+from kernelpool.journal import Journal
+from kernelpool.pool.settings import PoolSettings
+from kernelpool.runtimes import Runtime, load_runtimes
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+
+
+class Stop:
+    """What the signals say: the first one, to drain; the second, to be quick about it."""
+
+    def __init__(self) -> None:
+        self.wanted = asyncio.Event()
+        self.now = asyncio.Event()
+
+    def __call__(self) -> None:
+        (self.now if self.wanted.is_set() else self.wanted).set()
+
+    def listen(self) -> None:
+        """From now on signals come here."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self)
+
+
+async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = connect) -> None:
+    """Runs a gateway until `stop` says so. Raises `KernelpoolError` when it cannot start, saying what to do."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(state_directory(settings.state_dir))
+        # Before anything slow: a port that is taken is told at once.
+        listener = await stack.enter_async_context(_listening(settings.host, settings.port))
+        backends = await _open_backends(stack, settings)
+        sources = await _prepare(settings, backends, say)
+        journal = await stack.enter_async_context(Journal(settings.state_dir))
+        gateway = await stack.enter_async_context(Gateway(sources, connect, journal))
+        # Last, so that no start that fails makes a token which nobody is shown.
+        digest, token = await asyncio.to_thread(_token, settings)
+        collaborators = Collaborators(gateway, TokenAuthenticator(digest), max_body=settings.max_body)
+        server = make_server(
+            make_application(collaborators, lambda: not stop.wanted.is_set()),
+            max_body=settings.max_body,
+            idle_timeout=settings.idle_timeout,
+            body_timeout=settings.body_timeout,
+        )
+        server.add_socket(listener)
+        stop.listen()
+        _greet(settings, listener.getsockname()[1], token, say)
+        await stop.wanted.wait()
+        say("Stopping: waiting for what is being answered. Press Ctrl-C again not to.")
+        await _drain(settings, gateway, collaborators, server, stop)
+        if settings.stop_sessions:
+            await gateway.aclose(discard=True)
+        else:
+            say("Sessions stay alive for the next start, until their cooldown. `kernelpool cleanup` destroys them.")
+
+
+async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
+    """What the sandboxes of each pool promise here, by the name of the pool."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(state_directory(settings.state_dir))
+        backends = await _open_backends(stack, settings)
+        findings: dict[str, list[Finding]] = {}
+        for name, pool in settings.pools.items():
+            runtime, backend = await asyncio.to_thread(_runtime, pool), backends[pool.backend]
+            await backend.prepare(runtime, say)
+            findings[name] = list(await backend.check(runtime, pool.limits.to_limits()))
+        return findings
+
+
+async def cleanup(settings: Settings, say: Say) -> int:
+    """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions. Returns how many."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(state_directory(settings.state_dir))
+        backends = await _open_backends(stack, settings)
+        journal = await stack.enter_async_context(Journal(settings.state_dir))
+        # Sandboxes first: one without a record counts as never used.
+        sandboxes = [sandbox for backend in backends.values() for sandbox in await backend.adopt()]
+        for sandbox in sandboxes:
+            say(f"destroying sandbox {sandbox.id} of pool {sandbox.pool}")
+            await sandbox.destroy()
+        contents = await journal.load()
+        for id in contents.records.keys() | contents.corrupt:
+            await journal.remove(id)
+        return len(sandboxes)
+
+
+@asynccontextmanager
+async def state_directory(path: Path) -> AsyncIterator[None]:
+    """Made when it is not there, and held for one gateway. Raises `StartFailed`."""
+    lock = await asyncio.to_thread(_lock, path)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(path: Path) -> int:
+    try:
+        # Others may pass through, to what is meant for sandboxes; they may not look around.
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        lock = os.open(path / "gateway.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise StartFailed(f"the state directory {path} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise StartFailed(f"another gateway is using the state directory {path}") from None
+    return lock
+
+
+@asynccontextmanager
+async def _listening(host: str, port: int) -> AsyncIterator[socket.socket]:
+    try:
+        listener = await asyncio.to_thread(_listen, host, port)
+    except OSError as error:
+        raise StartFailed(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    with listener:
+        yield listener
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    is_six = ":" in host
+    family = socket.AF_INET6 if is_six else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener.setblocking(False)
+    return listener
+
+
+def _token(settings: Settings) -> tuple[bytes, str | None]:
+    """What to compare with, and the token itself when it has just been made."""
+    if settings.token is not None:
+        return digest_of(settings.token.get_secret_value()), None
+    try:
+        return load_or_make_token(settings.state_dir)
+    except (OSError, ValueError) as error:
+        raise StartFailed(f"the token's hash in {settings.state_dir} cannot be used: {error}") from error
+
+
+async def _open_backends(stack: AsyncExitStack, settings: Settings) -> dict[str, Backend]:
+    backends: dict[str, Backend] = {}
+    for pool in settings.pools.values():
+        if pool.backend in backends:
+            continue
+        if pool.backend not in BACKENDS:
+            raise InvalidRequest(
+                f"pool {pool.name!r}: there is no backend {pool.backend!r}, only {', '.join(BACKENDS)}"
+            )
+        # What all backends' constructors have in common: a directory of their own.
+        make: Any = load_backend(pool.backend)
+        backends[pool.backend] = await stack.enter_async_context(make(settings.state_dir / pool.backend))
+    return backends
+
+
+async def _prepare(settings: Settings, backends: Mapping[str, Backend], say: Say) -> list[PoolSource]:
+    """One after the other: what they do in the beginning keeps all cores busy as it is."""
+    sources = []
+    for pool in settings.pools.values():
+        runtime, backend = await asyncio.to_thread(_runtime, pool), backends[pool.backend]
+        metadata = await backend.prepare(runtime, say)
+        _judge(pool, await backend.check(runtime, pool.limits.to_limits()), settings.allow_insecure, say)
+        sources.append(PoolSource(pool, runtime, backend, metadata))
+    return sources
+
+
+def _runtime(pool: PoolSettings) -> Runtime:
+    runtimes = load_runtimes()
+    if pool.runtime not in runtimes:
+        raise InvalidRequest(f"pool {pool.name!r}: there is no runtime {pool.runtime!r}, only {', '.join(runtimes)}")
+    return runtimes[pool.runtime]
+
+
+def _judge(pool: PoolSettings, findings: Sequence[Finding], allow_insecure: bool, say: Say) -> None:
+    """Raises `StartFailed` when sandboxes do not isolate, unless that was allowed by name."""
+    broken = [finding for finding in findings if not finding.holds]
+    for finding in broken:
+        say(f"pool {pool.name}: {describe(finding)}")
+    essential = [finding.name for finding in broken if finding.essential]
+    if not essential:
+        return
+    if not allow_insecure:
+        raise StartFailed(
+            f"the sandboxes of pool {pool.name!r} do not isolate on this machine: {', '.join(essential)}. "
+            "`kernelpool doctor` says how to mend it; --allow-insecure serves all the same"
+        )
+    log.warning("serving without isolation", extra={"pool": pool.name, "broken": essential})
+
+
+def describe(finding: Finding) -> str:
+    state = "holds" if finding.holds else "DOES NOT HOLD" if finding.essential else "does not hold"
+    detail = f"seen {finding.seen}, wanted {finding.wanted}" if not finding.holds else finding.seen
+    remedy = f"\n    {finding.remedy}" if finding.remedy and not finding.holds else ""
+    return f"{finding.name}: {state} ({detail}){remedy}"
+
+
+async def _drain(
+    settings: Settings, gateway: Gateway, collaborators: Collaborators, server: HTTPServer, stop: Stop
+) -> None:
+    """Whoever waits for an execution first, then transfers and streams; together no longer than was said."""
+    loop = asyncio.get_running_loop()
+    ends_at = loop.time() + settings.drain_seconds
+
+    async def finish() -> None:
+        await gateway.drain(settings.drain_seconds)
+        await collaborators.works.wait_idle(max(0.0, ends_at - loop.time()))
+
+    drained, hurried = asyncio.create_task(finish()), asyncio.create_task(stop.now.wait())
+    try:
+        await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        drained.cancel()
+        hurried.cancel()
+    if len(collaborators.works):
+        log.warning("requests left unanswered", extra={"count": len(collaborators.works)})
+    server.stop()
+    await server.close_all_connections()
+
+
+def _greet(settings: Settings, port: int, token: str | None, say: Say) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
+    pool = next(iter(settings.pools))
+    endpoint = f"http://{host}:{port}/pools/{pool}"
+    say(f"\nPool management endpoint: {endpoint}")
+    if token is not None:
+        say(f"Token (shown only now):   {token}")
+    elif settings.token is None:
+        say(f"Token: as printed at the first start. Delete {settings.state_dir}/token.sha256 to get a new one.")
+    say("Try it:\n")
+    say(
+        f"curl '{endpoint}/executions?api-version=2025-10-02-preview&identifier=demo-1' "
+        f'-H "Authorization: Bearer {token or "$TOKEN"}" '
+        "-H 'Content-Type: application/json' -d '{\"code\": \"1 + 1\"}'\n"
+    )

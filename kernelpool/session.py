@@ -1,0 +1,268 @@
+"""Session: a live session in a caller's hand, and what happens to its work when the caller leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from kernelpool.agents import FileContent
+from kernelpool.errors import (
+    ExecutionNotFound,
+    GatewayDraining,
+    InvalidRequest,
+    KernelpoolError,
+    PayloadTooLarge,
+    SandboxLost,
+)
+from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.pool.settings import PoolSettings
+from kernelpool.sessions import Held, SessionInfo, Sessions
+from kernelpool.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+CANCEL_SECONDS = 30.0
+CANCEL_RETRY_SECONDS = 0.5
+DETACHED = 10_000
+"""Executions remembered as nobody's in particular; far more than agents keep."""
+
+Call = tuple[str, str]  # session, execution
+
+
+class Calls:
+    """Who waits for which execution, over all surfaces."""
+
+    def __init__(self) -> None:
+        self.draining = False
+        self._closed = False
+        # The mutable state: callers of each execution, and the executions that run on whoever leaves.
+        self._waiting: Counter[Call] = Counter()
+        self._detached: OrderedDict[Call, None] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._tasks = Tasks("gateway")
+
+    def __len__(self) -> int:
+        """Callers who wait now."""
+        return self._waiting.total()
+
+    async def aclose(self) -> None:
+        """What is left by its caller from now on runs on, for the next gateway to be asked about."""
+        self._closed = True
+        await self._tasks.aclose(grace=CANCEL_SECONDS)
+
+    def admit(self) -> None:
+        if self.draining:
+            raise GatewayDraining("the gateway is shutting down and takes no new work")
+
+    @contextmanager
+    def waiting(self, call: Call) -> Iterator[None]:
+        self._waiting[call] += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._waiting[call] -= 1
+            if not self._waiting[call]:
+                del self._waiting[call]
+            if not self._waiting:
+                self._idle.set()
+
+    def detach(self, call: Call) -> None:
+        """It runs on, whoever leaves."""
+        self._detached[call] = None
+        self._detached.move_to_end(call)
+        while len(self._detached) > DETACHED:
+            self._detached.popitem(last=False)
+
+    def is_wanted(self, call: Call) -> bool:
+        return self._waiting[call] > 0 or call in self._detached
+
+    async def wait_idle(self, timeout: float) -> None:
+        """Until nobody waits, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._idle.wait()
+
+    def abandon(self, session: Session, id: str) -> None:
+        """Ends, in the background, what nobody waits for any more now that a caller has left."""
+        if not self._closed:
+            self._tasks.spawn(session.cancel_unwanted(id), "cancel execution")
+
+
+class Session:
+    """A live session in a caller's hand; the hold keeps its cooldown from running out.
+
+    Any method may raise `SandboxLost`; the session is over then, and its sandbox is gone.
+    """
+
+    def __init__(self, held: Held, sessions: Sessions, settings: PoolSettings, calls: Calls) -> None:
+        self._held = held
+        self._live = held.live
+        self._agent = held.live.agent
+        self._sessions = sessions
+        self._settings = settings
+        self._calls = calls
+
+    def __repr__(self) -> str:
+        return f"<Session {self._live!r}>"
+
+    @property
+    def is_new(self) -> bool:
+        """Allocated by this very request."""
+        return self._held.is_new
+
+    @property
+    def info(self) -> SessionInfo:
+        return self._sessions.describe(self._live)
+
+    @property
+    def allocation_seconds(self) -> float:
+        return self._held.allocation_seconds
+
+    async def execute(self, request: ExecuteRequest) -> Execution:
+        """Runs it and waits for the end. Cancelling the caller cancels the execution. The same id never runs twice:
+        a second call with it waits for, or answers with, the same execution."""
+        self._admit(request)
+        call = self._call(request.id)
+        try:
+            with self._calls.waiting(call):
+                async with self._or_lost():
+                    return await self._agent.execute(request)
+        except asyncio.CancelledError:
+            self._calls.abandon(self, request.id)
+            raise
+
+    async def submit(self, request: ExecuteRequest) -> Execution:
+        """Queues it and returns at once; it runs on whoever leaves."""
+        self._admit(request)
+        self._calls.detach(self._call(request.id))
+        async with self._or_lost():
+            return await self._agent.submit(request)
+
+    async def events(self, request_or_id: ExecuteRequest | str, after: int = -1) -> AsyncIterator[Event | None]:
+        """Submits a request (or attaches to the id of one) and yields its events with seq > after, the last being
+        `done`; yields None as a keep-alive at least every 10 seconds."""
+        if isinstance(request_or_id, ExecuteRequest):
+            # A client that streams may come back with the id of the last event, so the code runs on without it.
+            request_or_id = (await self.submit(request_or_id)).id
+        async with self._or_lost():
+            events = self._agent.events(request_or_id, after)
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                if isinstance(events, AsyncGenerator):
+                    await events.aclose()
+
+    async def execution(self, id: str) -> Execution:
+        """Raises `ExecutionNotFound`."""
+        async with self._or_lost():
+            return await self._agent.execution(id)
+
+    async def cancel(self, id: str) -> Execution:
+        """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
+        async with self._or_lost():
+            return await self._agent.cancel(id)
+
+    async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
+        """Raises `FileNotFound`."""
+        async with self._or_lost():
+            return await self._agent.list_files(path, recursive=recursive)
+
+    async def file_info(self, path: WorkspacePath) -> FileInfo:
+        """Raises `FileNotFound`."""
+        async with self._or_lost():
+            return await self._agent.file_info(path)
+
+    @asynccontextmanager
+    async def read_file(
+        self, path: WorkspacePath, start: int | None = None, stop: int | None = None
+    ) -> AsyncIterator[FileContent]:
+        """Bytes start..stop (exclusive; a negative start counts from the end) as a stream with back-pressure.
+        Raises `FileNotFound`, `InvalidRequest` for what is no regular file, `RangeNotSatisfiable`."""
+        async with self._or_lost(), self._agent.read_file(path, start, stop) as content:
+            yield content
+
+    async def write_file(self, path: WorkspacePath, chunks: AsyncIterator[bytes]) -> FileInfo:
+        """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`."""
+        upload = _Upload(chunks, self._settings.max_upload)
+        async with self._or_lost():
+            try:
+                return await self._agent.write_file(path, upload.chunks())
+            except KernelpoolError:
+                # A source that broke looks to the agent's client like a connection that broke. It is not the sandbox.
+                if upload.error is not None:
+                    raise upload.error from None
+                raise
+
+    async def delete_file(self, path: WorkspacePath) -> None:
+        """A file, or a directory with all that is in it. Raises `FileNotFound`."""
+        async with self._or_lost():
+            await self._agent.delete_file(path)
+
+    async def cancel_unwanted(self, id: str) -> None:
+        """For `Calls`: cancels an execution unless somebody has come to want it meanwhile."""
+        facts = {"session": self._live.record.session, "execution": id}
+        try:
+            with self._live.hold():
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await self._cancel_twice(id)
+        except (KernelpoolError, TimeoutError) as error:
+            log.warning("abandoned execution was not cancelled", extra={**facts, "error": str(error)})
+
+    async def _cancel_twice(self, id: str) -> None:
+        """The request of a caller who left at once may still be on its way when the cancel arrives."""
+        for pause in (CANCEL_RETRY_SECONDS, 0.0):
+            if self._calls.is_wanted(self._call(id)) or self._live.ended is not None:
+                return
+            try:
+                await self._agent.cancel(id)
+            except ExecutionNotFound:
+                await asyncio.sleep(pause)
+            else:
+                return
+
+    def _call(self, id: str) -> Call:
+        return (self._live.record.session, id)
+
+    def _admit(self, request: ExecuteRequest) -> None:
+        self._calls.admit()
+        if request.timeout > self._settings.max_timeout:
+            raise InvalidRequest(
+                f"timeout must be at most {self._settings.max_timeout:g} seconds in pool '{self._settings.name}', "
+                f"not {request.timeout:g}"
+            )
+
+    @asynccontextmanager
+    async def _or_lost(self) -> AsyncIterator[None]:
+        """A sandbox that does not answer ends its session, and the caller reads why."""
+        try:
+            yield
+        except SandboxLost as error:
+            why = await self._sessions.lost(self._live, "its sandbox does not answer")
+            raise SandboxLost(f"The session ended: {why}. Its variables and files are gone.") from error
+
+
+class _Upload:
+    """A caller's stream, cut off past the limit; remembers how it broke."""
+
+    def __init__(self, source: AsyncIterator[bytes], limit: int) -> None:
+        self._source = source
+        self._limit = limit
+        self.error: Exception | None = None
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        size = 0
+        try:
+            async for chunk in self._source:
+                size += len(chunk)
+                if size > self._limit:
+                    raise PayloadTooLarge(f"The file is larger than {self._limit} bytes, the limit of this pool.")
+                yield chunk
+        except Exception as error:
+            self.error = error
+            raise

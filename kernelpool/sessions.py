@@ -1,0 +1,364 @@
+"""Sessions: (tenant, identifier) → sandbox, for one pool. Allocation, holds, expiry, death, and what is said later.
+
+A session ends in one place, `_end`: the identifier is free at once; sandbox and record go in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from kernelpool.errors import AgentFault, Conflict, GatewayDraining, SandboxLost, SessionNotFound, StartFailed
+from kernelpool.journal import Journal, Record
+from kernelpool.models import Activation, AgentStatus
+from kernelpool.pool.launcher import WHY_SECONDS, Connected
+from kernelpool.pool.pool import DISCARD_SECONDS, WarmPool
+from kernelpool.pool.settings import PoolSettings
+from kernelpool.tasks import Tasks
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, str]  # tenant, identifier
+
+ALLOCATION_ATTEMPTS = 3
+"""Ready sandboxes that may turn out dead when activated, one after the other, before a caller is told."""
+TOMBSTONES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class SessionInfo:
+    """A session as its owner may see it. Times are seconds since the epoch."""
+
+    identifier: str
+    etag: str
+    created_at: float
+    last_accessed_at: float
+    expires_at: float
+    """If nobody uses it until then."""
+    sandbox: str
+
+
+@dataclass(frozen=True, slots=True)
+class Survivor:
+    """A session that an earlier gateway left behind, alive."""
+
+    record: Record
+    connected: Connected
+    status: AgentStatus
+
+
+class LiveSession:
+    """An identifier's hold on one sandbox, from its allocation to its end. Times are the event loop's."""
+
+    def __init__(self, record: Record, connected: Connected, used_at: float, ends_at: float) -> None:
+        self.record = record
+        self.agent = connected.agent
+        self.connected = connected
+        self.used_at = used_at
+        """When somebody last let go of it, or its agent was last seen busy."""
+        self.ends_at = ends_at
+        self.ended: str | None = None
+        """Why, once it has."""
+        self._holds = 0
+
+    def __repr__(self) -> str:
+        state = f"ended: {self.ended}" if self.ended else f"{self._holds} holds"
+        return f"<LiveSession {self.record.session} in {self.connected!r} [{state}]>"
+
+    @property
+    def key(self) -> Key:
+        return (self.record.tenant, self.record.identifier)
+
+    @property
+    def is_held(self) -> bool:
+        return self._holds > 0
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """While held its cooldown does not run; it starts anew when the last one lets go."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+            self.used_at = asyncio.get_running_loop().time()
+
+    def used_until(self, now: float) -> float:
+        return now if self.is_held else self.used_at
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A session in a caller's hand."""
+
+    live: LiveSession
+    is_new: bool
+    allocation_seconds: float
+
+
+@dataclass(slots=True)
+class _Coming:
+    """A session being allocated, and how many callers wait for it."""
+
+    task: asyncio.Task[LiveSession]
+    callers: int = 0
+
+
+class Sessions:
+    """An async context manager. Leaving it keeps the sessions alive, for the next gateway."""
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        warm: WarmPool[Connected],
+        journal: Journal,
+        survivors: Iterable[Survivor] = (),
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._settings = settings
+        self._warm = warm
+        self._journal = journal
+        self._survivors = tuple(survivors)
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        # The mutable state: sessions that are there, those on their way, and what is to be said of those that are gone.
+        self._live: dict[Key, LiveSession] = {}
+        self._coming: dict[Key, _Coming] = {}
+        self._tombstones: OrderedDict[Key, str] = OrderedDict()
+        self._closed = False
+        self._guards = Tasks(f"sessions {settings.name}")
+        self._endings = Tasks(f"sessions {settings.name}")
+
+    def __repr__(self) -> str:
+        return f"<Sessions {self._settings.name!r} [{len(self._live)} live, {len(self._coming)} coming]>"
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def __iter__(self) -> Iterator[LiveSession]:
+        """The oldest first."""
+        return iter(sorted(self._live.values(), key=lambda live: live.record.created_at))
+
+    async def __aenter__(self) -> Self:
+        now = self._loop.time()
+        for survivor in self._survivors:
+            # What a hostile agent says of its idle time can only lengthen its own life, up to `max_alive`.
+            idle = survivor.status.idle_seconds
+            self._settle(survivor.record, survivor.connected, now - idle if idle > 0 else now)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed = True
+        await self._guards.aclose()
+        await self._endings.aclose(grace=DISCARD_SECONDS)
+
+    # --- for callers
+
+    @asynccontextmanager
+    async def use(self, tenant: str, identifier: str) -> AsyncIterator[Held]:
+        """The identifier's session, allocated when there is none. Callers who race for a new one get the same."""
+        began = self._loop.time()
+        key = (tenant, identifier)
+        is_new = False
+        while (live := self._live.get(key)) is None:
+            is_new = key not in self._coming
+            live = await self._join(key)
+            if live.ended is None:
+                break
+        with live.hold():
+            yield Held(live, is_new, self._loop.time() - began)
+
+    @asynccontextmanager
+    async def find(self, tenant: str, identifier: str) -> AsyncIterator[Held]:
+        """As `use`, but raises `SessionNotFound` instead of allocating."""
+        live = self._get(tenant, identifier)
+        with live.hold():
+            yield Held(live, False, 0.0)
+
+    def has(self, tenant: str, identifier: str) -> bool:
+        """Whether `use` would find it there, or on its way."""
+        return (tenant, identifier) in self._live or (tenant, identifier) in self._coming
+
+    async def stop(self, tenant: str, identifier: str) -> None:
+        """Returns when its sandbox is gone. Raises `SessionNotFound`."""
+        self._refuse_when_closed()
+        await asyncio.shield(self._end(self._get(tenant, identifier), "it was stopped", notice=False))
+
+    async def stop_all(self) -> None:
+        endings = [self._end(live, "the gateway was told to end all sessions", notice=False) for live in self]
+        if endings:
+            await asyncio.wait(endings)
+
+    async def lost(self, live: LiveSession, why: str) -> str:
+        """Ends a session whose sandbox does not answer. Says why, in the backend's words when it knows them."""
+        self._refuse_when_closed()
+        if live.ended is not None:
+            return live.ended
+        try:
+            async with asyncio.timeout(WHY_SECONDS):
+                why = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+        except TimeoutError:
+            self._refuse_when_closed()
+        if live.ended is None:
+            self._end(live, why, notice=True)
+        return live.ended or why
+
+    def remember(self, tenant: str, identifier: str, why: str) -> None:
+        """Of a session that is gone: its caller is told when he comes back."""
+        key = (tenant, identifier)
+        if key not in self._live:
+            self._tombstones[key] = why
+            self._tombstones.move_to_end(key)
+            while len(self._tombstones) > TOMBSTONES:
+                self._tombstones.popitem(last=False)
+
+    def describe(self, live: LiveSession) -> SessionInfo:
+        now = self._loop.time()
+        epoch = self._wall() - now  # what turns the loop's times into seconds since the epoch
+        used_at = live.used_until(now)
+        return SessionInfo(
+            identifier=live.record.identifier,
+            etag=f"0--{live.record.session}",
+            created_at=live.record.created_at,
+            last_accessed_at=epoch + used_at,
+            expires_at=epoch + min(used_at + self._settings.cooldown, live.ends_at),
+            sandbox=live.record.sandbox,
+        )
+
+    # --- allocation
+
+    async def _join(self, key: Key) -> LiveSession:
+        """Waits with all others who want this one. It is nobody's own: the first may leave, the last one ends it."""
+        coming = self._coming.get(key)
+        if coming is None:
+            coming = self._coming[key] = _Coming(self._endings.spawn(self._allocate(key), "allocate"))
+            coming.task.add_done_callback(lambda _: self._arrived(key, coming))
+        coming.callers += 1
+        try:
+            return await asyncio.shield(coming.task)
+        finally:
+            coming.callers -= 1
+            if not coming.callers and not coming.task.done():
+                self._arrived(key, coming)
+                coming.task.cancel()
+
+    def _arrived(self, key: Key, coming: _Coming) -> None:
+        if self._coming.get(key) is coming:
+            del self._coming[key]
+
+    async def _allocate(self, key: Key) -> LiveSession:
+        for _ in range(ALLOCATION_ATTEMPTS):
+            connected = await self._warm.acquire()
+            try:
+                return await self._activate(key, connected)
+            except (SandboxLost, AgentFault, Conflict) as error:
+                facts = {"pool": self._settings.name, "sandbox": connected.sandbox.id, "error": str(error)}
+                log.warning("ready sandbox could not be activated", extra=facts)
+        raise StartFailed(f"{ALLOCATION_ATTEMPTS} ready sandboxes in a row could not be activated")
+
+    async def _activate(self, key: Key, connected: Connected) -> LiveSession:
+        why = self._tombstones.get(key)
+        notice = why and f"The session before this one ended: {why}. Its variables and files are gone."
+        record = self._record(key, connected)
+        activation = Activation(record.session, self._settings.cooldown, self._settings.max_alive, notice)
+        try:
+            await self._journal.write(record)
+            await connected.agent.activate(activation)
+        except BaseException:
+            self._endings.spawn(self._clear(record, connected, "it did not begin"), "clear")
+            raise
+        self._tombstones.pop(key, None)
+        return self._settle(record, connected, self._loop.time())
+
+    def _record(self, key: Key, connected: Connected) -> Record:
+        tenant, identifier = key
+        return Record(
+            sandbox=connected.sandbox.id,
+            pool=self._settings.name,
+            tenant=tenant,
+            identifier=identifier,
+            session=str(uuid4()),
+            created_at=self._wall(),
+        )
+
+    def _settle(self, record: Record, connected: Connected, used_at: float) -> LiveSession:
+        age = max(0.0, self._wall() - record.created_at)
+        live = LiveSession(record, connected, used_at, self._loop.time() + self._settings.max_alive - age)
+        self._live[live.key] = live
+        self._guards.spawn(self._guard(live), "guard")
+        return live
+
+    # --- the end
+
+    async def _guard(self, live: LiveSession) -> None:
+        """Ends it when its sandbox dies, or its time is over."""
+        while live.ended is None:
+            try:
+                async with asyncio.timeout_at(self._next_look(live)):
+                    why: str | None = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+            except TimeoutError:
+                why = await self._why_over(live)
+            except Exception as error:  # a session that cannot be watched would stay for ever
+                log.error("sandbox cannot be watched", extra={"sandbox": live.record.sandbox}, exc_info=error)
+                why = "its sandbox could not be watched"
+            if why is not None and live.ended is None:
+                self._end(live, why, notice=True)
+
+    def _next_look(self, live: LiveSession) -> float:
+        return min(live.used_until(self._loop.time()) + self._settings.cooldown, live.ends_at)
+
+    async def _why_over(self, live: LiveSession) -> str | None:
+        """Asks the agent before it ends an idle session: code that was submitted may run while nobody holds it."""
+        cooldown = self._settings.cooldown
+        if self._loop.time() >= live.ends_at:
+            return f"it reached its longest life of {self._settings.max_alive:g} s"
+        if self._next_look(live) > self._loop.time():
+            return None
+        why = f"it was not used for {cooldown:g} s"
+        try:
+            status = await live.agent.status()
+        except (SandboxLost, AgentFault):
+            return why
+        is_busy = status.running > 0 or status.queued > 0
+        if not is_busy and not live.is_held and not status.idle_seconds < cooldown:
+            return why
+        # At most a second early or late, whatever the agent says: it must not make this a busy loop.
+        idle = 0.0 if is_busy else min(status.idle_seconds, cooldown - min(1.0, cooldown / 2))
+        live.used_at = max(live.used_at, self._loop.time() - max(0.0, idle))
+        return None
+
+    def _end(self, live: LiveSession, why: str, *, notice: bool) -> asyncio.Task[None]:
+        live.ended = why
+        del self._live[live.key]
+        if notice:
+            self.remember(*live.key, why)
+        log.info("session ended", extra={"session": live.record.session, "sandbox": live.record.sandbox, "why": why})
+        return self._endings.spawn(self._clear(live.record, live.connected, why), "clear")
+
+    async def _clear(self, record: Record, connected: Connected, why: str) -> None:
+        """The sandbox first: one without a record counts as never used, so it must not outlive its record."""
+        if await self._warm.discard(connected):
+            await self._journal.remove(record.sandbox)
+        else:
+            await self._journal.write(record.model_copy(update={"ended": why}))
+
+    def _refuse_when_closed(self) -> None:
+        """A call that outlasts the gateway loses its connection, not its sandbox: that one is for the next gateway."""
+        if self._closed:
+            raise GatewayDraining("the gateway is shutting down; the session goes on")
+
+    def _get(self, tenant: str, identifier: str) -> LiveSession:
+        live = self._live.get((tenant, identifier))
+        if live is None:
+            raise SessionNotFound(f"There is no session '{identifier}' in pool '{self._settings.name}'.")
+        return live

@@ -1,0 +1,96 @@
+"""Puts the kernel together: sockets that drop nothing, no history, no debugger, no configuration but this."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import zmq
+from traitlets import Type
+from traitlets.config import Config
+
+
+@contextmanager
+def _without_debugpy() -> Iterator[None]:
+    """ipykernel has a debugger where debugpy can be imported, which takes 100 ms and 8 MB."""
+    absent: Any = None
+    sys.modules["debugpy"] = absent
+    try:
+        yield
+    finally:
+        del sys.modules["debugpy"]
+
+
+with _without_debugpy():
+    import ipykernel.debugger  # noqa: F401
+    from ipykernel.kernelapp import IPKernelApp
+
+from . import libraries, nested, packages, packing, threads  # noqa: E402
+from .iopub import EventfdIOPubThread  # noqa: E402
+from .kernel import NoShellChannelThread, SessionKernel  # noqa: E402
+from .streams import CapturedStream, Streams  # noqa: E402
+
+CONFIG = {
+    # 1: no watch over the parent process, no hints for humans on stdout.
+    "IPKernelApp": {
+        "parent_handle": 1,
+        "log_level": "CRITICAL",
+        "outstream_class": f"{CapturedStream.__module__}.{CapturedStream.__name__}",
+    },
+    "Session": {"packer": f"{packing.__name__}.pack"},
+    "HistoryManager": {"enabled": False},
+    "InteractiveShell": {"colors": "nocolor", "xmode": "Context", "autoawait": True, "separate_in": ""},
+    "IPCompleter": {"use_jedi": False},
+    "InlineBackend": {"figure_formats": {"png"}},
+}
+
+
+class KernelApp(IPKernelApp):
+    kernel_class = Type(SessionKernel)
+
+    def load_config_file(self, *args: Any, **kwargs: Any) -> None:
+        """The session's own files configure nothing that a later cell could not."""
+        self.update_config(Config(CONFIG))
+
+    def _bind_socket(self, s: zmq.Socket[bytes], port: int) -> Any:
+        # Before the bind, or they do not count. What waits is bounded by the memory of the sandbox.
+        s.sndhwm = s.rcvhwm = 0
+        return super()._bind_socket(s, port)
+
+    def init_control(self, context: zmq.Context[Any]) -> None:
+        super().init_control(context)
+        self.shell_channel_thread.io_loop.close(all_fds=True)
+        self.shell_channel_thread = NoShellChannelThread()
+
+    def init_iopub(self, context: zmq.Context[Any]) -> None:
+        self.iopub_socket = context.socket(zmq.XPUB)
+        self.iopub_socket.linger = 1000
+        self.iopub_port = self._bind_socket(self.iopub_socket, self.iopub_port)
+        self.configure_tornado_logger()
+        self.iopub_thread = EventfdIOPubThread(self.iopub_socket, self.session, f"ipc://{self.ip}-fork")
+        self.iopub_thread.start()
+        self.iopub_socket = self.iopub_thread.background_socket
+
+    def init_io(self) -> None:
+        super().init_io()
+        stdout: Any = sys.stdout
+        stderr: Any = sys.stderr
+        self.streams = Streams(stdout, stderr)
+
+        def after_fork() -> None:
+            # A session sends nothing from a process that it does not know.
+            self.session.pid = os.getpid()
+
+        os.register_at_fork(after_in_child=after_fork)
+
+    def init_kernel(self) -> None:
+        super().init_kernel()
+        self.log.setLevel(logging.CRITICAL)  # else every message is formatted to be thrown away
+        threads.follow(self.kernel.shell)
+        nested.install()
+        packages.install()
+        libraries.install()

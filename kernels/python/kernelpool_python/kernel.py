@@ -1,0 +1,160 @@
+"""The kernel: ipykernel's, without a thread between it and its requests, and with a reply to each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from inspect import isawaitable
+from signal import SIG_IGN, SIGINT, default_int_handler, signal
+from types import FrameType
+from typing import Any
+
+from ipykernel.ipkernel import IPythonKernel
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets import Float, Type
+
+from .shell import ZMQSessionShell
+from .streams import Streams
+
+
+class NoShellChannelThread:
+    """Requests are read by the main thread. ipykernel asks whether there is such a thread, and which is its parent.
+
+    The price is subshells: a request for one could not be read while the main thread is busy.
+    """
+
+    parent_thread = threading.main_thread()
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class SessionKernel(IPythonKernel):
+    shell_class = Type(ZMQSessionShell)
+    _execute_sleep = Float(0.0)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._pid = os.getpid()
+        for name in ("comm_open", "comm_msg", "comm_close"):
+            self.shell_handlers[name] = partial(self._run_callbacks, self.shell_handlers[name])
+
+    @property
+    def streams(self) -> Streams:
+        app: Any = self.parent
+        streams: Streams = app.streams
+        return streams
+
+    @property
+    def _supports_kernel_subshells(self) -> bool:
+        return False
+
+    async def poll_stopped_queue(self) -> None:
+        """There is no debugger."""
+
+    async def dispatch_shell(self, msg: Any, /, subshell_id: str | None = None, *, concurrent: bool = False) -> None:
+        with self.streams.kernels(), self.iopub_thread.corked():
+            try:
+                await super().dispatch_shell(msg, subshell_id, concurrent=concurrent)
+            except Exception as error:  # the user's code has replaced a part of the shell
+                self._answer_with_failure(msg, error)
+
+    async def _run_callbacks(self, handler: Callable[..., Any], stream: Any, ident: Any, parent: Any) -> None:
+        with self.streams.users(), self.iopub_thread.corked(False), self._interruptible():
+            result = handler(stream, ident, parent)
+            if isawaitable(result):
+                await result
+
+    def pre_handler_hook(self) -> None:
+        """Kernel code is not interrupted: `_interruptible` says what is."""
+
+    def post_handler_hook(self) -> None:
+        self.streams.finish()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        signal(SIGINT, default_int_handler)
+        try:
+            yield
+        finally:
+            signal(SIGINT, SIG_IGN)
+
+    def do_complete(self, *args: Any, **kwargs: Any) -> Any:
+        with self._interruptible():
+            return super().do_complete(*args, **kwargs)
+
+    def do_inspect(self, *args: Any, **kwargs: Any) -> Any:
+        with self._interruptible():
+            return super().do_inspect(*args, **kwargs)
+
+    async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Never raises: a request without a reply would leave its client waiting for ever."""
+        try:
+            with self.streams.users(), self.iopub_thread.corked(False), self._interruptible():
+                reply: dict[str, Any] = await super().do_execute(*args, **kwargs)
+        except BaseException as error:  # an interrupt a moment too early or late, or an exception whose own text raises
+            # Setting a handler looks for signals first, so the interrupt may have kept it from being set.
+            signal(SIGINT, SIG_IGN)
+            reply = self._reply_to_failure(error)
+        finally:
+            self._end_if_forked()
+        self.streams.finish()
+        return reply
+
+    @contextmanager
+    def _cancel_on_sigint(self, future: asyncio.Task[Any]) -> Iterator[None]:
+        """Interrupt a cell with top-level await, also while the loop sleeps: the base class does not wake it."""
+        loop = asyncio.get_running_loop()
+
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            if asyncio.current_task(loop) is future and _runs_user_code(frame):
+                raise KeyboardInterrupt
+            loop.call_soon_threadsafe(future.cancel)
+
+        before = signal(SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal(SIGINT, before)
+
+    def _reply_to_failure(self, error: BaseException) -> dict[str, Any]:
+        name = type(error).__name__
+        try:
+            text = str(error)
+        except BaseException:  # code of the user again
+            text = ""
+        content = {"ename": name, "evalue": text, "traceback": [f"{name}: {text}"]}
+        self.streams.finish()
+        self.send_response(self.iopub_socket, "error", content, ident=self._topic("error"))
+        return {"status": "error", **content, "execution_count": self._count(), "user_expressions": {}, "payload": []}
+
+    def _count(self) -> int:
+        shell: Any = self.shell
+        return int(shell.execution_count) - 1
+
+    def _answer_with_failure(self, msg: Any, error: Exception) -> None:
+        session: Any = self.session
+        idents, frames = session.feed_identities(msg, copy=False)
+        request = session.deserialize(frames, content=True, copy=False)
+        kind = request["msg_type"].removesuffix("_request") + "_reply"
+        session.send(self.shell_stream, kind, self._reply_to_failure(error), request, ident=idents)
+        self._publish_status_and_flush("idle", "shell", self.shell_stream, request)
+
+    def _end_if_forked(self) -> None:
+        """A child that the cell forked and forgot to end must not come back as a second kernel."""
+        if os.getpid() != self._pid:
+            self.streams.finish()
+            os._exit(0)
+
+
+def _runs_user_code(frame: FrameType | None) -> bool:
+    """Whether IPython stands ready, further up the stack, to catch what is raised here."""
+    while frame is not None:
+        if frame.f_code is InteractiveShell.run_code.__code__:
+            return True
+        frame = frame.f_back
+    return False

@@ -1,0 +1,79 @@
+"""IPython's shell with outputs made for readers that are no notebook, and robust against what user code replaces."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from functools import partial
+from typing import Any, NoReturn
+
+from ipykernel.displayhook import ZMQShellDisplayHook
+from ipykernel.zmqshell import ZMQDisplayPublisher, ZMQInteractiveShell
+from traitlets import Type
+
+from . import figures
+from .streams import Streams
+
+SHELL = shutil.which("bash", path=os.defpath) or "/bin/sh"
+
+
+class DisplayHook(ZMQShellDisplayHook):
+    def __call__(self, result: object = None) -> None:
+        super().__call__(result)
+        if not self.quiet():
+            figures.forget(result)
+
+    def finish_displayhook(self) -> None:
+        shell: Any = self.shell
+        with shell.streams.kernels():
+            shell.streams.finish()
+            super().finish_displayhook()
+
+
+class DisplayPublisher(ZMQDisplayPublisher):
+    def _flush_streams(self) -> None:
+        shell: Any = self.shell
+        shell.streams.finish()
+
+
+# Libraries look for "ZMQ" in the name of the class to know that they are in a kernel.
+class ZMQSessionShell(ZMQInteractiveShell):
+    displayhook_class = Type(DisplayHook)
+    display_pub_class = Type(DisplayPublisher)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.events.register("post_execute", partial(figures.show_open_figures, self))
+
+    @property
+    def streams(self) -> Streams:
+        streams: Streams = self.kernel.streams
+        return streams
+
+    def system(self, cmd: str) -> None:
+        """`!cmd`, without a pseudo terminal: lines end in \n, nothing is coloured, the output keeps its place."""
+        command = self.var_expand(cmd, depth=1)
+        process = subprocess.Popen(command, shell=True, executable=SHELL, process_group=0)
+        try:
+            code = process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
+        self.user_ns["_exit_code"] = code
+
+    def init_environment(self) -> None:
+        for name in ("FORCE_COLOR", "CLICOLOR_FORCE"):
+            os.environ.pop(name, None)
+        os.environ.update(TERM="dumb", NO_COLOR="1", PAGER="cat", GIT_PAGER="cat")
+
+    def ask_exit(self) -> NoReturn:
+        """`exit()` and `quit()` end the cell, as they end a script; the session keeps its state."""
+        raise SystemExit
+
+    def _showtraceback(self, etype: type[BaseException], evalue: BaseException, stb: list[str]) -> None:
+        with self.streams.kernels():
+            self.streams.finish()
+            super()._showtraceback(etype, evalue, stb)

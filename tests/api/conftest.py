@@ -1,0 +1,131 @@
+"""A real HTTP server on a real socket, in front of a real gateway, in front of sandboxes in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from tornado.netutil import bind_sockets
+
+from kernelpool.api import make_application
+from kernelpool.api.auth import TokenAuthenticator, digest_of
+from kernelpool.api.base import Collaborators
+from kernelpool.api.http_server import make_server
+from kernelpool.gateway import Gateway, PoolSource, Principal
+from kernelpool.journal import Journal
+from kernelpool.pool.settings import PoolSettings
+from tests.fakes import METADATA, RUNTIME, FakeBackend, FakeKernel, FakeProcess
+
+TOKEN = "a-token-for-tests-only"
+VERSION = "2025-10-02-preview"
+LEGACY = "2024-02-02-preview"
+
+
+class Api:
+    """The server under test, and a client that does right whatever a test does not do wrong on purpose."""
+
+    def __init__(self, port: int, http: aiohttp.ClientSession, gateway: Gateway, backend: FakeBackend) -> None:
+        self.port = port
+        self.http = http
+        self.gateway = gateway
+        self.backend = backend
+        self.works = Collaborators(gateway, TokenAuthenticator(b"")).works
+        self.base = f"http://127.0.0.1:{port}/pools/python"
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        identifier: str | None = "abcd-1",
+        version: str | None = VERSION,
+        headers: dict[str, str] | None = None,
+        query: dict[str, str] | None = None,
+        **rest: Any,
+    ) -> Any:
+        parameters = {"identifier": identifier, "api-version": version, **(query or {})}
+        return self.http.request(
+            method,
+            f"{self.base}{path}",
+            params={name: value for name, value in parameters.items() if value is not None},
+            headers={"Authorization": f"Bearer {TOKEN}", **(headers or {})},
+            **rest,
+        )
+
+    async def json(self, method: str, path: str, status: int = 200, **rest: Any) -> Any:
+        async with self.request(method, path, **rest) as response:
+            assert response.status == status, await response.text()
+            return await response.json(content_type=None)
+
+    async def run(self, code: str, **rest: Any) -> Any:
+        """By the newest route."""
+        body = {"code": code, **rest.pop("body", {})}
+        return await self.json("POST", "/executions", json=body, **rest)
+
+    async def process(self, identifier: str = "abcd-1") -> FakeProcess:
+        """Of that identifier's sandbox, allocated if need be."""
+        async with self.gateway.use(Principal("test"), "python", identifier) as session:
+            return self.backend.sandboxes[session.info.sandbox].process
+
+    async def raw(self, request: bytes, *, until_closed: bool = True) -> bytes:
+        """What the server answers to these very bytes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            async with asyncio.timeout(20):
+                return await reader.read() if until_closed else await reader.readuntil(b"\r\n\r\n")
+        finally:
+            writer.close()
+
+
+def multipart(data: bytes, *, name: str, field: str = "file") -> dict[str, Any]:
+    """The body as `requests` writes it: the file name as it is."""
+    head = f'--b\r\nContent-Disposition: form-data; name="{field}"; filename="{name}"\r\n\r\n'
+    body = head.encode() + data + b"\r\n--b--\r\n"
+    return {"data": body, "headers": {"Content-Type": "multipart/form-data; boundary=b", "User-Agent": "requests/2"}}
+
+
+class ShowingKernel(FakeKernel):
+    """Shows what it was given before it runs its code."""
+
+    def __init__(self, *outputs: Any) -> None:
+        super().__init__()
+        self._outputs = outputs
+
+    async def run(self, code: str, put: Any) -> bool:
+        for output in self._outputs:
+            put(output)
+        return await super().run(code, put)
+
+
+@asynccontextmanager
+async def api_of(folder: Path, **settings: Any) -> AsyncIterator[Api]:
+    pool = PoolSettings(name="python", backend="fake", **{"ready": 1, **settings})
+    async with AsyncExitStack() as stack:
+        backend = FakeBackend()
+        journal = await stack.enter_async_context(Journal(folder))
+        source = PoolSource(pool, RUNTIME, backend, METADATA)
+        gateway = await stack.enter_async_context(Gateway([source], backend.connect, journal))
+        collaborators = Collaborators(gateway, TokenAuthenticator(digest_of(TOKEN)), max_body=1 << 20)
+        server = make_server(
+            make_application(collaborators, lambda: True), max_body=1 << 20, idle_timeout=60, body_timeout=60
+        )
+        [listener] = bind_sockets(0, "127.0.0.1")
+        server.add_sockets([listener])
+        stack.push_async_callback(server.close_all_connections)
+        stack.callback(server.stop)
+        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)))
+        api = Api(listener.getsockname()[1], http, gateway, backend)
+        api.works = collaborators.works
+        yield api
+
+
+@pytest.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    async with api_of(tmp_path, max_upload=1 << 20) as served:
+        yield served

@@ -1,0 +1,27 @@
+"""For all tests: no blocking call of ours on the event loop, and no task left behind by those who ask for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from blockbuster import blockbuster_ctx
+
+from tests.virtual_time import virtual_time
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """Fails a test in which code of kernelpool blocks the event loop; what the test itself does is its own business."""
+    with blockbuster_ctx("kernelpool"):
+        yield
+
+
+@pytest.fixture
+async def virtual_clock() -> AsyncIterator[None]:
+    """Waiting takes no time in this test, and every task has ended at its end."""
+    before = asyncio.all_tasks()
+    with virtual_time():
+        yield
+    assert asyncio.all_tasks() - before <= {asyncio.current_task()}

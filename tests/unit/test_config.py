@@ -1,0 +1,162 @@
+"""Settings: file, environment and flags, in rising precedence."""
+
+from __future__ import annotations
+
+import json
+import logging
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from kernelpool.cli import main
+from kernelpool.config import Settings, default_state_dir, from_environment, merge
+from kernelpool.errors import InvalidRequest
+from kernelpool.telemetry import JsonFormatter
+
+
+def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Settings:
+    file = tmp_path / "kernelpool.toml"
+    file.write_text(text)
+    return Settings.load(file, environment or {}, flags)
+
+
+def test_without_a_word_there_is_one_python_pool_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    settings = Settings.load(None, {}, {})
+
+    assert settings.host == "127.0.0.1"
+    assert list(settings.pools) == ["python"]
+    assert settings.pools["python"].name == "python"
+    assert not settings.allow_insecure
+
+
+def test_flags_win_over_environment_and_environment_over_file(tmp_path: Path) -> None:
+    text = "host = 'file'\nport = 1\ndrain_seconds = 1\n"
+    environment = {"KERNELPOOL_PORT": "2", "KERNELPOOL_DRAIN_SECONDS": "2"}
+
+    settings = load(tmp_path, text, environment, drain_seconds=3, host=None)
+
+    assert (settings.host, settings.port, settings.drain_seconds) == ("file", 2, 3)
+
+
+def test_a_pools_settings_meet_from_file_and_environment(tmp_path: Path) -> None:
+    text = "[pools.python]\nready = 1\nlimits = { memory = '2Gi' }\n[pools.other]\n"
+    environment = {"KERNELPOOL_POOLS__PYTHON__MAX_SESSIONS": "7", "KERNELPOOL_POOLS__PYTHON__LIMITS__PIDS": "64"}
+
+    pools = load(tmp_path, text, environment).pools
+
+    assert (pools["python"].ready, pools["python"].max_sessions) == (1, 7)
+    assert (pools["python"].limits.memory, pools["python"].limits.pids) == (2 << 30, 64)
+    assert pools["other"].name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("prot = 1", "prot"),
+        ("port = 'x'", "port"),
+        ("port = 70000", "port"),
+        ("token = 'short'", "token"),
+        ("[pools.python]\nredy = 1", r"pools\.python\.redy"),
+        ("[pools.'bad name']", r"pools\.bad name\.name"),
+        ("pools = {}", "pools"),
+        ("port = ", "kernelpool.toml"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        load(tmp_path, text)
+
+
+def test_a_wrong_token_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        load(tmp_path, "token = 'secret'")
+
+    assert "secret" not in str(caught.value)
+    assert "secret-secret-secret" not in repr(load(tmp_path, "token = 'secret-secret-secret'"))
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"missing\.toml"):
+        Settings.load(tmp_path / "missing.toml", {}, {})
+
+
+def test_the_environment_makes_tables() -> None:
+    environment = {
+        "KERNELPOOL_A__B": "1",
+        "KERNELPOOL_C": "2",
+        "KERNELPOOL_EMPTY": "",
+        "KERNELPOOL_CONFIG": "f",
+        "X": "3",
+    }
+
+    assert from_environment(environment) == {"a": {"b": "1"}, "c": "2"}
+
+
+def test_contradictions_in_the_environment_are_said() -> None:
+    with pytest.raises(InvalidRequest, match="KERNELPOOL_A__B"):
+        from_environment({"KERNELPOOL_A": "1", "KERNELPOOL_A__B": "2"})
+
+
+def test_tables_merge_and_values_are_replaced() -> None:
+    assert merge({"a": {"b": 1, "c": [1]}, "d": 1}, {"a": {"c": [2]}, "d": {"e": 1}}) == {
+        "a": {"b": 1, "c": [2]},
+        "d": {"e": 1},
+    }
+
+
+def test_every_setting_has_a_sentence() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+
+
+def test_the_state_directory_follows_xdg_for_ordinary_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+
+    assert default_state_dir({"XDG_STATE_HOME": "/x"}) == Path("/x/kernelpool")
+    assert default_state_dir({}).name == "kernelpool"
+
+
+def test_whatever_is_logged_is_one_line_of_json() -> None:
+    stream = StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    log = logging.Logger("test")
+    log.addHandler(handler)
+
+    log.info("event", extra={"name_of_file": "a\nb\u2028\x1b[31m", "level": "forged"})
+    try:
+        raise ValueError("line\nline")
+    except ValueError:
+        log.exception("failed")
+
+    first, second = stream.getvalue().splitlines()
+    assert first.isascii()
+    assert json.loads(first)["name_of_file"] == "a\nb\u2028\x1b[31m"
+    assert json.loads(first)["level"] == "info"
+    assert "ValueError: line" in json.loads(second)["exception"]
+
+
+@pytest.mark.parametrize(
+    "command", [["--version"], ["--help"], ["serve", "--help"], ["doctor", "--help"], ["cleanup", "--help"]]
+)
+def test_the_command_line_explains_itself(command: list[str]) -> None:
+    result = CliRunner().invoke(main, command)
+
+    assert result.exit_code == 0
+    assert "kernelpool" in result.output or "Usage" in result.output
+
+
+def test_the_command_line_says_which_setting_is_wrong_and_no_stack(tmp_path: Path) -> None:
+    file = tmp_path / "k.toml"
+    file.write_text("[pools.python]\nredy = 1\n")
+
+    result = CliRunner().invoke(main, ["--config", str(file), "serve"])
+
+    assert result.exit_code == 1
+    assert "pools.python.redy" in result.output
+    assert "Traceback" not in result.output
