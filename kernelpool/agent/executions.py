@@ -31,6 +31,7 @@ class Executions:
         self._runs: OrderedDict[str, Run] = OrderedDict()
         self._queue: deque[Run] = deque()
         self._current: Run | None = None
+        self._kept_bytes = 0  # of the finished ones
         self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +114,7 @@ class Executions:
             finally:
                 self._current = None
                 self.touch()
+            self._kept_bytes += run.size
             self._forget_old()
 
     async def _perform(self, run: Run) -> None:
@@ -191,13 +193,12 @@ class Executions:
 
     def _forget_old(self) -> None:
         """Oldest finished first, until both budgets hold."""
-        total = sum(run.size for run in self._runs.values())
-        for id, run in list(self._runs.items()):
-            if len(self._runs) <= self._config.history_size and total <= self._config.history_bytes:
-                break
-            if run.finished.is_set():
-                total -= run.size
-                del self._runs[id]
-                self._forgotten[id] = None
-        while len(self._forgotten) > MAX_FORGOTTEN:
-            self._forgotten.popitem(last=False)
+        while len(self._runs) > self._config.history_size or self._kept_bytes > self._config.history_bytes:
+            oldest = next((run for run in self._runs.values() if run.finished.is_set()), None)
+            if oldest is None:
+                return
+            self._kept_bytes -= oldest.size
+            del self._runs[oldest.request.id]
+            self._forgotten[oldest.request.id] = None
+            if len(self._forgotten) > MAX_FORGOTTEN:
+                self._forgotten.popitem(last=False)

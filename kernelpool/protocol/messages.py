@@ -100,7 +100,7 @@ def _loads(raw: bytes) -> dict[str, Any]:
         return {}
     text = raw.decode("utf-8", "replace")
     try:
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {type(error).__name__}") from None
     if not isinstance(value, dict):
@@ -117,6 +117,9 @@ def _no_constant(_name: str) -> None:
 def _finite(text: str) -> float | None:
     value = float(text)
     return value if math.isfinite(value) else None
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
