@@ -149,7 +149,7 @@ def _toml(values: dict[str, Any]) -> str:
 
 def _sandbox_roots(state: Path, id: str) -> list[int]:
     pids = []
-    for record in state.glob(f"sandboxes/{id}/sandbox.json"):
+    for record in state.glob(f"*/sandboxes/{id}/sandbox.json"):
         processes = json.loads(record.read_text())
         pids += [pid for pid in _pids_in(processes) if Path(f"/proc/{pid}").exists()][:1]
     return pids

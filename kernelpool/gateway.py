@@ -17,13 +17,14 @@ from kernelpool.backends.base import Backend, RuntimeMetadata
 from kernelpool.errors import InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
+from kernelpool.life import SessionInfo
 from kernelpool.pool.launcher import Connected, Launcher
 from kernelpool.pool.pool import WarmPool
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.recovery import Found, Recovery
 from kernelpool.runtimes import Runtime
 from kernelpool.session import Calls, Session
-from kernelpool.sessions import Held, SessionInfo, Sessions
+from kernelpool.sessions import Held, Sessions
 
 __all__ = ["Gateway", "PoolInfo", "PoolSource", "Principal", "Session", "SessionInfo", "new_execution_id"]
 
@@ -35,7 +36,7 @@ _IDENTIFIER = re.compile(r"""[A-Za-z0-9_|}{\[\]:";'<>?/.,@#$%^&*()\-+=!~`]*""")
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks. Identifiers belong to a tenant; one tenant until issue-level auth grows."""
+    """Who asks. Identifiers belong to a tenant: two tenants may use the same one for sessions of their own."""
 
     name: str
     tenant: str = "default"

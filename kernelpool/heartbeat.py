@@ -9,10 +9,11 @@ from typing import Self
 
 from kernelpool.agents import Agent
 from kernelpool.errors import AgentFault, SandboxLost
+from kernelpool.life import LiveSession
 from kernelpool.models import AgentStatus
 from kernelpool.pool.launcher import Connected
 from kernelpool.pool.pool import WarmPool
-from kernelpool.sessions import LiveSession, Sessions
+from kernelpool.sessions import Sessions
 from kernelpool.tasks import Tasks
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from kernelpool.errors import (
     PayloadTooLarge,
     SandboxLost,
 )
+from kernelpool.life import SessionInfo
 from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
 from kernelpool.pool.settings import PoolSettings
-from kernelpool.sessions import Held, SessionInfo, Sessions
+from kernelpool.sessions import Held, Sessions
 from kernelpool.tasks import Tasks
 
 log = logging.getLogger(__name__)

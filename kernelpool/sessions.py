@@ -10,7 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -18,6 +18,7 @@ from uuid import uuid4
 
 from kernelpool.errors import AgentFault, Conflict, GatewayDraining, SandboxLost, SessionNotFound, StartFailed
 from kernelpool.journal import Journal, Record
+from kernelpool.life import LiveSession, SessionInfo
 from kernelpool.models import Activation, AgentStatus
 from kernelpool.pool.launcher import WHY_SECONDS, Connected
 from kernelpool.pool.pool import DISCARD_SECONDS, WarmPool
@@ -26,24 +27,12 @@ from kernelpool.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, str]  # tenant, identifier
+Key = tuple[str, str]
+"""Tenant, identifier."""
 
 ALLOCATION_ATTEMPTS = 3
 """Ready sandboxes that may turn out dead when activated, one after the other, before a caller is told."""
 TOMBSTONES = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class SessionInfo:
-    """A session as its owner may see it. Times are seconds since the epoch."""
-
-    identifier: str
-    etag: str
-    created_at: float
-    last_accessed_at: float
-    expires_at: float
-    """If nobody uses it until then."""
-    sandbox: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,46 +42,6 @@ class Survivor:
     record: Record
     connected: Connected
     status: AgentStatus
-
-
-class LiveSession:
-    """An identifier's hold on one sandbox, from its allocation to its end. Times are the event loop's."""
-
-    def __init__(self, record: Record, connected: Connected, used_at: float, ends_at: float) -> None:
-        self.record = record
-        self.agent = connected.agent
-        self.connected = connected
-        self.used_at = used_at
-        """When somebody last let go of it, or its agent was last seen busy."""
-        self.ends_at = ends_at
-        self.ended: str | None = None
-        """Why, once it has."""
-        self._holds = 0
-
-    def __repr__(self) -> str:
-        state = f"ended: {self.ended}" if self.ended else f"{self._holds} holds"
-        return f"<LiveSession {self.record.session} in {self.connected!r} [{state}]>"
-
-    @property
-    def key(self) -> Key:
-        return (self.record.tenant, self.record.identifier)
-
-    @property
-    def is_held(self) -> bool:
-        return self._holds > 0
-
-    @contextmanager
-    def hold(self) -> Iterator[None]:
-        """While held its cooldown does not run; it starts anew when the last one lets go."""
-        self._holds += 1
-        try:
-            yield
-        finally:
-            self._holds -= 1
-            self.used_at = asyncio.get_running_loop().time()
-
-    def used_until(self, now: float) -> float:
-        return now if self.is_held else self.used_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,25 +164,14 @@ class Sessions:
 
     def remember(self, tenant: str, identifier: str, why: str) -> None:
         """Of a session that is gone: its caller is told when he comes back."""
-        key = (tenant, identifier)
-        if key not in self._live:
-            self._tombstones[key] = why
-            self._tombstones.move_to_end(key)
-            while len(self._tombstones) > TOMBSTONES:
-                self._tombstones.popitem(last=False)
+        self._tombstones[(tenant, identifier)] = why
+        self._tombstones.move_to_end((tenant, identifier))
+        while len(self._tombstones) > TOMBSTONES:
+            self._tombstones.popitem(last=False)
 
     def describe(self, live: LiveSession) -> SessionInfo:
         now = self._loop.time()
-        epoch = self._wall() - now  # what turns the loop's times into seconds since the epoch
-        used_at = live.used_until(now)
-        return SessionInfo(
-            identifier=live.record.identifier,
-            etag=f"0--{live.record.session}",
-            created_at=live.record.created_at,
-            last_accessed_at=epoch + used_at,
-            expires_at=epoch + min(used_at + self._settings.cooldown, live.ends_at),
-            sandbox=live.record.sandbox,
-        )
+        return live.describe(now, epoch=self._wall() - now)
 
     # --- allocation
 
@@ -293,7 +231,7 @@ class Sessions:
 
     def _settle(self, record: Record, connected: Connected, used_at: float) -> LiveSession:
         age = max(0.0, self._wall() - record.created_at)
-        live = LiveSession(record, connected, used_at, self._loop.time() + self._settings.max_alive - age)
+        live = LiveSession(record, connected, self._settings, used_at, self._loop.time() - age)
         self._live[live.key] = live
         self._guards.spawn(self._guard(live), "guard")
         return live
@@ -304,7 +242,7 @@ class Sessions:
         """Ends it when its sandbox dies, or its time is over."""
         while live.ended is None:
             try:
-                async with asyncio.timeout_at(self._next_look(live)):
+                async with asyncio.timeout_at(live.next_look(self._loop.time())):
                     why: str | None = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
             except TimeoutError:
                 why = await self._why_over(live)
@@ -314,28 +252,17 @@ class Sessions:
             if why is not None and live.ended is None:
                 self._end(live, why, notice=True)
 
-    def _next_look(self, live: LiveSession) -> float:
-        return min(live.used_until(self._loop.time()) + self._settings.cooldown, live.ends_at)
-
     async def _why_over(self, live: LiveSession) -> str | None:
         """Asks the agent before it ends an idle session: code that was submitted may run while nobody holds it."""
-        cooldown = self._settings.cooldown
-        if self._loop.time() >= live.ends_at:
-            return f"it reached its longest life of {self._settings.max_alive:g} s"
-        if self._next_look(live) > self._loop.time():
-            return None
-        why = f"it was not used for {cooldown:g} s"
-        try:
-            status = await live.agent.status()
-        except (SandboxLost, AgentFault):
-            return why
-        is_busy = status.running > 0 or status.queued > 0
-        if not is_busy and not live.is_held and not status.idle_seconds < cooldown:
-            return why
-        # At most a second early or late, whatever the agent says: it must not make this a busy loop.
-        idle = 0.0 if is_busy else min(status.idle_seconds, cooldown - min(1.0, cooldown / 2))
-        live.used_at = max(live.used_at, self._loop.time() - max(0.0, idle))
-        return None
+        now = self._loop.time()
+        if live.ends_at > now:
+            if live.next_look(now) > now:
+                return None
+            try:
+                live.learn(await live.agent.status(), self._loop.time())
+            except (SandboxLost, AgentFault) as error:
+                log.warning("idle agent did not answer", extra={"sandbox": live.record.sandbox, "error": str(error)})
+        return live.why_over(self._loop.time())
 
     def _end(self, live: LiveSession, why: str, *, notice: bool) -> asyncio.Task[None]:
         live.ended = why

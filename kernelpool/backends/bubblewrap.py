@@ -443,7 +443,7 @@ def _open(path: Path, settings: BubblewrapSettings) -> _Host:
             cgroups=cgroups,
             seccomp=seccomp_program(rules, native_architecture()),
             masked=tuple(path for path in _MASKED if Path(path).exists()),
-            network=egress.find_program(),
+            network=next(iter(egress.find_programs()), None),
             boot=boot_id(),
         )
     except BaseException:

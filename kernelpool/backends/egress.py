@@ -24,28 +24,27 @@ from kernelpool.backends.processes import identify
 from kernelpool.backends.records import ProcessId
 from kernelpool.errors import StartFailed
 
-_TIMEOUT: Final = 20.0
+_TIMEOUT: Final = 25.0
 _OWN, _GATEWAY, RESOLVER = "10.0.2.100", "10.0.2.2", "10.0.2.3"
 INSTALL: Final = "sessions with egress need pasta or slirp4netns: install the package passt"
 
-# `{network}` and `{user}` are paths of the namespaces, `{ready}` a path to write a pid to, `{ready_fd}` the same open.
+# `{network}` and `{user}` are paths of the namespaces.
 _PROGRAMS: Final = {
     "pasta": (
         "--foreground --quiet --config-net --ipv4-only --no-map-gw --no-dhcp --no-ra --no-ndp --no-icmp "
         f"--tcp-ports none --udp-ports none --tcp-ns none --udp-ns none --address {_OWN} --netmask 24 "
-        f"--gateway {_GATEWAY} --dns-forward {RESOLVER} --ns-ifname tap0 --pid {{ready}} "
+        f"--gateway {_GATEWAY} --dns-forward {RESOLVER} --ns-ifname tap0 "
         "--userns {user} --netns {network}"
     ),
     "slirp4netns": (
-        "--configure --mtu=65520 --disable-host-loopback --ready-fd={ready_fd} --userns-path={user} "
-        "--netns-type=path {network} tap0"
+        "--configure --mtu=65520 --disable-host-loopback --userns-path={user} --netns-type=path {network} tap0"
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkProgram:
-    """What to execute; see plug.py for the placeholders."""
+    """What to execute, with the placeholders above."""
 
     argv: Sequence[str]
 
@@ -54,13 +53,10 @@ class NetworkProgram:
         return Path(self.argv[0]).name
 
 
-def find_program() -> NetworkProgram | None:
-    """pasta first: it is the faster and the maintained one."""
-    for name, arguments in _PROGRAMS.items():
-        path = shutil.which(name, path="/usr/local/bin:/usr/bin:/bin")
-        if path:
-            return NetworkProgram((path, *arguments.split()))
-    return None
+def find_programs() -> list[NetworkProgram]:
+    """Those on this machine, the best first: pasta is the faster and the maintained one."""
+    paths = {name: shutil.which(name, path="/usr/local/bin:/usr/bin:/bin") for name in _PROGRAMS}
+    return [NetworkProgram((path, *_PROGRAMS[name].split())) for name, path in paths.items() if path]
 
 
 def host_addresses(fib_trie: str) -> list[Network]:
@@ -72,14 +68,13 @@ def host_addresses(fib_trie: str) -> list[Network]:
 def connect(program: NetworkProgram, init: ProcessId, uid: int | None, id: str, cgroups: Sequence[str]) -> ProcessId:
     """Gives the sandbox the outside network and returns that network's process. Raises `StartFailed`. Blocks."""
     forbidden = [*PRIVATE, *host_addresses(Path("/proc/net/fib_trie").read_text())]
-    batch, answers = egress_filter(_OWN, RESOLVER, forbidden)
+    filters = [egress_filter(RESOLVER, forbidden, reject=reject) for reject in (True, False)]
     order = {
         "init": init.pid,
         "uid": uid,
         "cgroups": list(cgroups),
-        "filter": batch,
-        "answers": answers,
-        "argv": list(program.argv),
+        "filters": filters,
+        "argv": [part.replace("{network}", f"/proc/{init.pid}/ns/net") for part in program.argv],
     }
     try:
         answer = subprocess.run(

@@ -1,7 +1,7 @@
 """Becomes bwrap: joins the control groups, gives up root, sets resource limits, and executes it.
 
 Run as a program of its own, `python -I -S launch.py <marker>`, with an Order on stdin, so that nothing has to happen
-between fork and exec in the gateway. Every import is on the way of every start, hence marshal and no typing.
+between fork and exec in the gateway. Every import is on the way of every start, hence marshal, _signal and no typing.
 
 It forks, so that the sandbox is nobody's child: one that this gateway made and one that an earlier gateway made are
 then the same thing. The parent's exit status says whether the child got as far as executing bwrap, its stdout the
@@ -10,6 +10,7 @@ child's pid, its stderr what went wrong.
 
 from __future__ import annotations
 
+import _signal
 import ctypes
 import fcntl
 import marshal
@@ -124,6 +125,7 @@ def _execute(order: dict[str, Any], failure: int) -> NoReturn:
         os.dup2(null, 0)
         os.dup2(null, 1)
         os.dup2(order["stderr"], 2)
+        _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)  # which Python ignores, and every process would inherit that
         # An empty environment: /proc/1/environ in the sandbox shows this one, whatever bwrap clears.
         os.execve(order["path"], order["argv"], {})  # noqa: S606
     except BaseException as error:

@@ -20,6 +20,7 @@ PRIVATE: Final[Sequence[Network]] = tuple(
             "0.0.0.0/8",
             "10.0.0.0/8",
             "100.64.0.0/10",  # carrier NAT, and a cloud's metadata
+            "127.0.0.0/8",  # but over the loopback interface
             "168.63.129.16/32",  # another cloud's metadata
             "169.254.0.0/16",
             "172.16.0.0/12",
@@ -41,20 +42,22 @@ _LOCAL_OUT: Final = 3
 _DROP, _ACCEPT = 0, 1
 _NESTED: Final = 0x8000
 _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_META_OIF: Final = 5
 _TABLE, _CHAIN = b"kernelpool\0", b"output\0"
 
 
-def egress_filter(own: str, resolver: str, forbidden: Iterable[Network]) -> tuple[bytes, int]:
+def egress_filter(resolver: str, forbidden: Iterable[Network], *, reject: bool) -> tuple[bytes, int]:
     """The batch, and the number of answers that the kernel gives to it.
 
-    IPv4: itself, DNS at `resolver`, and all that is not `forbidden`. IPv6: itself.
+    IPv4: itself, DNS at `resolver`, and all that is not `forbidden`. IPv6: itself. What is not allowed fails at once
+    with `reject`, which not every kernel has, and is dropped without.
     """
+    refuse = _rejection() if reject else _verdict(_DROP)
     rules = [
-        (_IPV4, _to(Network("127.0.0.0/8")) + _verdict(_ACCEPT)),
-        (_IPV4, _to(Network(own)) + _verdict(_ACCEPT)),
+        (_IPV4, _over_loopback() + _verdict(_ACCEPT)),
         (_IPV4, _to(Network(resolver)) + _to_port(53) + _verdict(_ACCEPT)),
-        *((_IPV4, _to(network) + _verdict(_DROP)) for network in forbidden),
-        (_IPV6, _load(_NETWORK_HEADER, 24, 16) + _equal(ipaddress.IPv6Address("::1").packed) + _verdict(_ACCEPT)),
+        *((_IPV4, _to(network) + refuse) for network in forbidden),
+        (_IPV6, _over_loopback() + _verdict(_ACCEPT)),
         (_IPV6, _verdict(_DROP)),
     ]
     messages = [_table(family) for family in (_IPV4, _IPV6)]
@@ -131,6 +134,16 @@ def _to(network: Network) -> bytes:
 def _to_port(port: int) -> bytes:
     """TCP and UDP have it in the same place, and a sandbox can make no other packets."""
     return _load(_TRANSPORT_HEADER, 2, 2) + _equal(struct.pack(">H", port))
+
+
+def _over_loopback() -> bytes:
+    """By its number, which is 1 in every network stack, and in the machine's own byte order."""
+    return _expression(b"meta", _number(1, 1) + _number(2, _META_OIF)) + _equal(struct.pack("=I", 1))
+
+
+def _rejection() -> bytes:
+    """ICMP: administratively prohibited."""
+    return _expression(b"reject", _number(1, 0) + _attribute(2, bytes([13])))
 
 
 def _verdict(code: int) -> bytes:

@@ -11,6 +11,7 @@ import fcntl
 import marshal
 import os
 import select
+import signal
 import socket
 import stat
 import struct
@@ -24,7 +25,8 @@ _NS_GET_USERNS = 0xB701
 _CLONE_NEWNS, _CLONE_NEWNET, _CLONE_NEWUSER = 0x00020000, 0x40000000, 0x10000000
 _MS_NOSUID, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 8, 1 << 14, 1 << 18
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
-_NETLINK_NETFILTER = 12
+_NETLINK_ROUTE, _NETLINK_NETFILTER = 0, 12
+_RTMGRP_IPV4_ROUTE, _RTM_NEWROUTE = 0x40, 24
 _NLMSG_ERROR = 2
 _TUN = "/dev/net/tun"
 _READY_SECONDS = 10
@@ -51,8 +53,7 @@ def main() -> int:
             raise PermissionError("the network must not run as root")
         _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         _check(_libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0))  # lets the network open what is ours in /proc
-        _filter(network, user, order["filter"], order["answers"])
-        print(_connect(network, user, order["argv"]))
+        print(_plug_in(network, user, order))
     except OSError as error:
         print(f"plug: {error}", file=sys.stderr)
         return 1
@@ -83,23 +84,65 @@ def _open_up_tun() -> None:
     os.chmod(_TUN, 0o666)  # noqa: S103 - the system's own has these bits wherever udev runs
 
 
-def _filter(network: int, user: int, batch: bytes, answers: int) -> None:
-    """In a child, because there is no way back out of a user namespace."""
+def _plug_in(network: int, user: int, order: dict[str, Any]) -> int:
+    """A child enters the sandbox's network, for there is no way back out of a user namespace. It installs the filter,
+    says so, and ends when there is a way out; in between the network program is started."""
+    filtered, theirs = os.pipe()
     child = os.fork()
     if child == 0:
-        try:
-            _check(_libc.setns(user, _CLONE_NEWUSER))
-            _check(_libc.setns(network, _CLONE_NEWNET))
-            _install(batch, answers)
-        except BaseException as error:
-            os.write(2, f"plug: no packet filter: {error}\n".encode())
-            os._exit(1)
-        os._exit(0)
-    if os.waitpid(child, 0)[1] != 0:
+        _enter(network, user, order, theirs)
+    os.close(theirs)
+    if not os.read(filtered, 1):
         raise OSError("the kernel takes no packet filter (nf_tables), and without one there is no egress")
+    program = _start([part.format(user=f"/proc/{os.getpid()}/fd/{user}") for part in order["argv"]])
+    watched = {os.pidfd_open(child): child, os.pidfd_open(program): program}
+    ended, _, _ = select.select(list(watched), [], [], _READY_SECONDS)
+    if [watched[fd] for fd in ended] != [child] or os.waitpid(child, 0)[1] != 0:
+        os.kill(program, 9)
+        raise OSError(f"{order['argv'][0]} did not come up")
+    return program
 
 
-def _install(batch: bytes, answers: int) -> None:
+def _enter(network: int, user: int, order: dict[str, Any], filtered: int) -> None:
+    try:
+        _check(_libc.setns(user, _CLONE_NEWUSER))
+        _check(_libc.setns(network, _CLONE_NEWNET))
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as routes:
+            routes.bind((0, _RTMGRP_IPV4_ROUTE))
+            _install(order["filters"])
+            os.write(filtered, b"!")
+            routes.settimeout(_READY_SECONDS)
+            while not _has_default_route(routes.recv(1 << 16)):
+                pass
+        os._exit(0)
+    except BaseException as error:
+        os.write(2, f"plug: {error}\n".encode())
+    finally:
+        os._exit(1)
+
+
+def _has_default_route(news: bytes) -> bool:
+    while news:
+        length, kind = struct.unpack_from("=IH", news)
+        family, prefix_length = struct.unpack_from("=BB", news, 16)
+        if (kind, family, prefix_length) == (_RTM_NEWROUTE, socket.AF_INET, 0):
+            return True
+        news = news[(length + 3) & ~3 :]
+    return False
+
+
+def _install(filters: list[tuple[bytes, int]]) -> None:
+    """The first that the kernel takes. A batch is taken whole or not at all."""
+    for batch, answers in filters:
+        try:
+            _send(batch, answers)
+            return
+        except OSError as error:
+            refusal = error
+    raise refusal
+
+
+def _send(batch: bytes, answers: int) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as kernel:
         kernel.settimeout(5)
         kernel.send(batch)
@@ -115,36 +158,19 @@ def _install(batch: bytes, answers: int) -> None:
                 data = data[(length + 3) & ~3 :]
 
 
-def _connect(network: int, user: int, argv: list[str]) -> int:
-    """Starts the network and waits until it is up."""
-    ready, theirs = os.pipe()
-    own = f"/proc/{os.getpid()}/fd"
-    paths = {"network": f"{own}/{network}", "user": f"{own}/{user}", "ready": f"{own}/{theirs}", "ready_fd": "3"}
-    command = [part.format(**paths) for part in argv]
+def _start(command: list[str]) -> int:
     child = os.fork()
     if child == 0:
-        _execute(command, theirs)
-    # Ours stays open, for the path to it; so an end of the child is seen by the pidfd and not by the pipe.
-    ended = os.pidfd_open(child)
-    readable, _, _ = select.select([ready, ended], [], [], _READY_SECONDS)
-    if ready not in readable:
-        os.kill(child, 9)
-        raise OSError(f"{command[0]} did not come up")
+        try:
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDWR)
+            for fd in (0, 1, 2):
+                os.dup2(null, fd)
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # pasta takes an ignored one, as Python has it, for an error
+            os.execve(command[0], command, {"PATH": "/usr/bin:/bin"})  # noqa: S606
+        finally:
+            os._exit(127)
     return child
-
-
-def _execute(command: list[str], ready: int) -> None:
-    try:
-        os.setsid()
-        null = os.open(os.devnull, os.O_RDWR)
-        ready = fcntl.fcntl(ready, fcntl.F_DUPFD_CLOEXEC, 10)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        os.dup2(ready, 3)
-        os.closerange(4, ready)
-        os.execve(command[0], command, {"PATH": "/usr/bin:/bin"})  # noqa: S606
-    finally:
-        os._exit(127)
 
 
 if __name__ == "__main__":

@@ -99,9 +99,9 @@ class PoolSettings(_Settings):
     """Seconds that a caller may ask for."""
     queue_size: int = Field(16, ge=0)
     """Executions of one session that may wait behind the running one."""
-    output_bytes: Size = 16 << 20
+    output_bytes: Size = 8 << 20
     """Output kept of one execution; past it head and tail stay, and the result says how much was dropped."""
-    history_bytes: Size = 64 << 20
+    history_bytes: Size = 32 << 20
     """Output kept of all executions of a session, for those who poll; the oldest go first."""
     history_size: int = Field(1000, ge=1)
     """Executions of a session that can still be polled."""

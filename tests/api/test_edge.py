@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import unicodedata
 from pathlib import Path
 from urllib.parse import quote
@@ -288,6 +289,18 @@ async def test_a_body_that_is_too_large_is_413_and_its_sender_gets_to_read_it(ap
     body = pieces() if chunked else io.BytesIO(b" " * (5 << 20))
 
     assert (await error_of(api, "POST", "/executions", 413, data=body))["code"] == "PayloadTooLarge"
+
+
+async def test_a_refusal_is_one_answer_and_leaves_the_connection_usable(api: Api) -> None:
+    head = (
+        "POST /pools/python/executions?identifier=abcd&api-version=2024-02-02-preview HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Length: {5 << 20}\r\n\r\n"
+    )
+    after = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+
+    answer = await api.raw(head.encode() + b" " * (5 << 20) + after)
+
+    assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"413", b"200"]
 
 
 async def test_expect_continue_is_answered_before_the_body(api: Api) -> None:

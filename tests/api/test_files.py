@@ -238,6 +238,26 @@ async def test_what_is_no_upload_is_400_and_leaves_nothing(api: Api, content_typ
     assert await api.works.wait_idle(5)
 
 
+async def test_parts_are_counted(api: Api) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="field"\r\n\r\nx\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+
+    answer = await api.json("POST", "/files", 400, data=part * 10_000 + b"--b--\r\n", headers=headers)
+
+    assert "100 parts" in answer["error"]["message"]
+
+
+async def test_form_fields_are_no_way_past_the_limit(api: Api) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="field"\r\n\r\n'
+        for _ in range(64):
+            yield b"x" * 65536
+
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+
+    await api.json("POST", "/files", 413, data=pieces(), headers=headers)
+
+
 async def test_an_empty_file_is_a_file(api: Api) -> None:
     assert (await api.json("POST", "/files", **multipart(b"", name="empty")))["sizeInBytes"] == 0
     assert (await put(api, "empty too", b""))["sizeInBytes"] == 0
@@ -432,9 +452,10 @@ async def test_missing_things_are_404(api: Api) -> None:
     assert (await api.json("GET", "/files", 404, query={"path": "a"}))["error"]["code"] == "FileNotFound"
 
 
-async def test_a_download_that_breaks_off_is_not_taken_for_complete(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_download_that_breaks_off_is_not_taken_for_complete(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     await put(api, "a.txt")
-    original = FakeAgent._chunks
 
     async def chunks(data: bytes) -> AsyncIterator[bytes]:
         yield data[:4]
@@ -444,10 +465,13 @@ async def test_a_download_that_breaks_off_is_not_taken_for_complete(api: Api, mo
 
     with pytest.raises(aiohttp.ClientPayloadError):
         await get(api, "a.txt")
-    monkeypatch.setattr(FakeAgent, "_chunks", original)
+    assert await api.works.wait_idle(5)
+    assert errors_in(caplog) == []
 
 
-async def test_a_sandbox_cannot_send_more_than_it_announced(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_sandbox_cannot_send_more_than_it_announced(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     await put(api, "a.txt")
 
     async def chunks(data: bytes) -> AsyncIterator[bytes]:
@@ -457,3 +481,9 @@ async def test_a_sandbox_cannot_send_more_than_it_announced(api: Api, monkeypatc
     monkeypatch.setattr(FakeAgent, "_chunks", staticmethod(chunks))
 
     assert (await get(api, "a.txt")).content == b"0123456789"
+    assert await api.works.wait_idle(5)
+    assert errors_in(caplog) == []
+
+
+def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]

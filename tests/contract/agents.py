@@ -16,7 +16,7 @@ from kernelpool.agents import Agent, HttpAgent
 from kernelpool.backends.base import UnixAddress
 from kernelpool.models import AgentConfig
 
-# from tests.fakes import FakeAgent
+from tests.fakes import FakeAgent, FakeProcess
 
 REPOSITORY = Path(__file__).parents[2]
 BOOT = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from kernelpool.agent.main import main; main()"
@@ -60,9 +60,9 @@ async def real_agent(**settings: object) -> AsyncIterator[HttpAgent]:
 
 @asynccontextmanager
 async def fake_agent(**_settings: object) -> AsyncIterator[Agent]:
-    agent = None
+    agent = FakeAgent(FakeProcess())
     yield agent
     await agent.aclose()
 
 
-AGENTS = {"real": real_agent}
+AGENTS = {"real": real_agent, "fake": fake_agent}

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from kernelpool.backends.base import Backend, RuntimeMetadata, Sandbox, SandboxSpec, Say, UnixAddress
 from kernelpool.backends.bubblewrap import BubblewrapBackend, BubblewrapSettings
@@ -84,7 +84,7 @@ class BubblewrapKit:
         self.base = Path(tempfile.mkdtemp(prefix="kp-", dir="/var/tmp"))
         self.base.chmod(0o755)
         self.state = self.base / "state"
-        self.uids = _own_uids(self.base)
+        self.settings = _own_settings(self.base)
         _make_root(self.base / "root")
         (self.base / "program").mkdir()
         shutil.copyfile(STANDIN, self.base / "program" / "__main__.py")
@@ -99,8 +99,18 @@ class BubblewrapKit:
         shutil.rmtree(self.base)
 
     def backend(self) -> BubblewrapBackend:
-        settings = BubblewrapSettings(first_uid=self.uids[0], last_uid=self.uids[-1])
-        return BubblewrapBackend(self.state, settings, build_tree=self.tree)
+        return BubblewrapBackend(self.state, self.settings, build_tree=self.tree)
+
+    @classmethod
+    def at(cls, base: Path) -> Self:
+        """The same one, in another process."""
+        kit = cls.__new__(cls)
+        kit.base, kit.state, kit.settings = base, base / "state", _own_settings(base)
+        return kit
+
+    @property
+    def uids(self) -> range:
+        return range(self.settings.first_uid, self.settings.last_uid + 1)
 
     async def tree(self, runtime: Runtime, state: Path, say: Say) -> Tree:
         metadata = RuntimeMetadata("python", "3", (), 0.0, "standin", "0")
@@ -146,9 +156,7 @@ class BubblewrapKit:
         code = (
             "import asyncio, os, signal, sys; from pathlib import Path; from tests.contract import sandboxes\n"
             "async def main():\n"
-            "    kit = object.__new__(sandboxes.BubblewrapKit)\n"
-            "    kit.base = Path(sys.argv[1]); kit.state = kit.base / 'state'\n"
-            "    kit.uids = sandboxes._own_uids(kit.base)\n"
+            "    kit = sandboxes.BubblewrapKit.at(Path(sys.argv[1]))\n"
             "    async with kit.backend() as backend:\n"
             "        sandbox = await backend.create(sandboxes.spec(sys.argv[2]))\n"
             "        assert await sandboxes.ask(sandbox, 'print(1)') == '1'\n"
@@ -165,10 +173,10 @@ KITS: dict[str, Callable[[], Kit]] = {
 }
 
 
-def _own_uids(base: Path) -> range:
-    """Not those of a gateway, or another run of the tests, on this machine."""
+def _own_settings(base: Path) -> BubblewrapSettings:
+    """With users that are not those of a gateway, or another run of the tests, on this machine."""
     first = 200_000 + zlib.crc32(os.fsencode(base)) % 10_000 * 100
-    return range(first, first + 100)
+    return BubblewrapSettings(first_uid=first, last_uid=first + 90)
 
 
 def _make_root(root: Path) -> None:

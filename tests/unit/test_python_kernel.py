@@ -136,7 +136,7 @@ def started_kernel(cache: Path) -> Iterator[Kernel]:
             argv,
             cwd=home,
             env=environment(home, cache),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # never closed nor written to
             stdout=subprocess.PIPE,  # read by nobody: a kernel that echoes would come to a halt
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -188,6 +188,12 @@ def test_a_value_comes_back_and_variables_stay(kernel: Kernel) -> None:
     assert kernel.run("kept * 2").result == "42"
 
 
+def test_a_long_session_forgets_old_values_in_silence(fresh: Kernel) -> None:
+    fresh.run("get_ipython().displayhook.cache_size = 3")
+
+    assert [fresh.run(str(i)).kinds for i in range(8)] == [["execute_result"]] * 8
+
+
 def test_an_error_is_plain_text_with_the_line_that_failed(kernel: Kernel) -> None:
     cell = kernel.run("def divide(x):\n    return 1 / x\ndivide(0)")
 
@@ -235,6 +241,10 @@ def test_text_that_is_not_unicode_reaches_the_reader_and_ends_no_session(kernel:
 
 def test_input_fails_at_once(kernel: Kernel) -> None:
     assert kernel.run("input('name? ')").reply["ename"] == "StdinNotImplementedError"
+
+
+def test_a_program_that_reads_its_input_finds_the_end_of_it(kernel: Kernel) -> None:
+    assert kernel.run("!cat\nimport sys; sys.stdin.read()").result == "''"
 
 
 def test_nothing_is_left_in_the_workspace(fresh: Kernel) -> None:

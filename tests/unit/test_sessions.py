@@ -14,11 +14,12 @@ import pytest
 from kernelpool.errors import AllocationTimeout, SessionLimitReached, SessionNotFound, StartFailed
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
+from kernelpool.life import LiveSession
 from kernelpool.models import AgentStatus, ExecuteRequest
 from kernelpool.pool.launcher import Connected, Launcher
 from kernelpool.pool.pool import WarmPool
 from kernelpool.pool.settings import PoolSettings
-from kernelpool.sessions import TOMBSTONES, LiveSession, Sessions
+from kernelpool.sessions import TOMBSTONES, Sessions
 from tests.fakes import RUNTIME, FakeBackend, FakeSandbox
 
 pytestmark = pytest.mark.usefixtures("virtual_clock")

@@ -76,6 +76,10 @@ class KernelApp(IPKernelApp):
         self.iopub_socket = self.iopub_thread.background_socket
 
     def init_io(self) -> None:
+        # Whoever reads it, here or in a program that a cell starts, gets an end of file instead of waiting for ever.
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
         super().init_io()
         stdout: Any = sys.stdout
         stderr: Any = sys.stderr

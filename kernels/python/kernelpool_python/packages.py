@@ -16,7 +16,9 @@ from types import ModuleType
 def install() -> None:
     folder = site.getusersitepackages()
     os.environ.update(pip_settings(folder, site.getuserbase(), bool(site.ENABLE_USER_SITE)))
-    os.environ["PATH"] = f"{site.getuserbase()}/bin{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    # `pip` and `python` of a cell are those of the kernel; what pip installs comes before both.
+    programs = (f"{site.getuserbase()}/bin", os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+    os.environ["PATH"] = os.pathsep.join(programs)
     sys.meta_path.append(_UserSite(folder))
     if os.path.isdir(folder):
         _add(folder)

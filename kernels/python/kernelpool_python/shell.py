@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import warnings
 from functools import partial
 from typing import Any, NoReturn
 
@@ -24,6 +25,11 @@ class DisplayHook(ZMQShellDisplayHook):
         super().__call__(result)
         if not self.quiet():
             figures.forget(result)
+
+    def cull_cache(self) -> None:
+        """Forget the oldest values, of a thousand, without a warning in the output of the cell that is next."""
+        with warnings.catch_warnings(action="ignore"):
+            super().cull_cache()
 
     def finish_displayhook(self) -> None:
         shell: Any = self.shell
