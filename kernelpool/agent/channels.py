@@ -12,9 +12,9 @@ import zmq
 BATCH = 100
 """Messages taken before others on the loop get a turn."""
 
-# Reading stops when our side is this far behind; the rest waits in the kernel's own memory, where its own limit holds.
-# (The kernel's launcher sets its send mark to "drop nothing".)
-RECEIVE_MARK = 1000
+# When we are this many messages behind reading stops, and so, in turn, does whoever writes in the kernel: its socket
+# drops nothing.
+RECEIVE_MARK = 100
 
 OnFrames = Callable[[list[bytes]], None]
 

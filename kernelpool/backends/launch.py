@@ -10,7 +10,7 @@ child's pid, its stderr what went wrong.
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import fcntl
 import marshal

@@ -110,7 +110,10 @@ class Process:
 
 
 def find(marker: str) -> list[ProcessId]:
-    """Processes that have `marker` as one of their arguments: those of a sandbox whose record was cut off."""
+    """Processes that have `marker` as one of their arguments: those of a sandbox whose record was cut off.
+
+    A dead one that its parent has not reaped has no arguments any more.
+    """
     wanted = marker.encode()
     found: list[ProcessId | None] = []
     for name in os.listdir("/proc"):

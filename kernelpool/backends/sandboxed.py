@@ -14,7 +14,7 @@ from kernelpool.backends.base import UnixAddress
 from kernelpool.backends.cgroups import Cgroup
 from kernelpool.backends.launcher import LastWords, marker
 from kernelpool.backends.processes import Process, find, identify, kill_all
-from kernelpool.backends.records import RECORD, SOCKET, Record
+from kernelpool.backends.records import RECORD, SOCKET, ProcessId, Record
 from kernelpool.backends.tree.steps import in_thread
 
 log = logging.getLogger(__name__)
@@ -153,14 +153,15 @@ async def erase(record: Record, folder: Path) -> bool:
     deadline = time.monotonic() + _ERASE_SECONDS
     cgroup = Cgroup(tuple(map(Path, record.cgroups)))
     await in_thread(cgroup.kill)
-    processes = [record.init, record.monitor, record.network]
+    gone = await kill_all([record.init, record.monitor, record.network], _ERASE_SECONDS)
     if record.init is None or record.monitor is None:
-        processes += await in_thread(find, marker(record.id))
-    gone = await kill_all(processes, _ERASE_SECONDS)
+        # Again and again, because what was killed may have forked just before.
+        while gone and (found := await in_thread(find, marker(record.id))):
+            gone = await kill_all(found, max(0.0, deadline - time.monotonic()))
     while gone and not await in_thread(cgroup.remove):
         gone = time.monotonic() < deadline
         await in_thread(cgroup.kill)
-        await kill_all([identify(pid) for pid in await in_thread(cgroup.pids)], max(0.0, deadline - time.monotonic()))
+        await kill_all(await in_thread(_members, cgroup), max(0.0, deadline - time.monotonic()))
         # The last process of a group ends a moment before the group is free, and nothing tells of that moment.
         await asyncio.sleep(_PAUSE)
     if gone:
@@ -168,6 +169,10 @@ async def erase(record: Record, folder: Path) -> bool:
     else:
         log.error("sandbox cannot be removed", extra={"sandbox": record.id, "pids": await in_thread(cgroup.pids)})
     return gone
+
+
+def _members(cgroup: Cgroup) -> list[ProcessId | None]:
+    return [identify(pid) for pid in cgroup.pids()]
 
 
 def _remove_folder(folder: Path) -> None:

@@ -89,9 +89,11 @@ class StateFolder:
 
     def _make(self) -> None:
         self.path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if self.path.stat().st_uid == os.geteuid():
+        if not any(self.path.iterdir()) or (self.path / "lock").exists():
             # Others may pass through, to what is meant for them; they may not look around.
-            self.path.chmod(self.path.stat().st_mode & 0o7700 | 0o711)
+            self.path.chmod(0o711)
+        elif self.path.stat().st_mode & 0o022:
+            raise StartFailed(f"the state directory {self.path} is not ours alone: choose a directory that is new")
         self.sandboxes.mkdir(mode=0o700, exist_ok=True)
         folder = self.path / "etc"
         folder.mkdir(mode=0o755, exist_ok=True)

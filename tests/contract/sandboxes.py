@@ -85,15 +85,12 @@ class BubblewrapKit:
         self.base.chmod(0o755)
         self.state = self.base / "state"
         self.settings = _own_settings(self.base)
+        self.limits_memory = "memory" in CgroupRoot.open("0").controllers
         _make_root(self.base / "root")
         (self.base / "program").mkdir()
         shutil.copyfile(STANDIN, self.base / "program" / "__main__.py")
         for path in (self.base / "program").rglob("*"):
             path.chmod(0o644)
-
-    @property
-    def limits_memory(self) -> bool:
-        return "memory" in CgroupRoot.open("0").controllers
 
     def close(self) -> None:
         shutil.rmtree(self.base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import marshal
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,7 +207,7 @@ async def test_a_record_that_makes_no_sense_is_removed(kit: BubblewrapKit, text:
 async def test_a_number_that_another_process_has_now_is_left_alone(kit: BubblewrapKit) -> None:
     bystander = subprocess.Popen(["sleep", "1000"])
     try:
-        now = identify(bystander.pid)
+        now = await asyncio.to_thread(identify, bystander.pid)
         assert now is not None
         async with kit.backend() as backend:
             sandbox = await _create(backend)
@@ -213,7 +215,7 @@ async def test_a_number_that_another_process_has_now_is_left_alone(kit: Bubblewr
             await sandbox.destroy()
             folder.mkdir()
             earlier = ProcessId(now.pid, now.started - 1)
-            replace(record, init=earlier, monitor=earlier).save(folder)
+            await asyncio.to_thread(replace(record, init=earlier, monitor=earlier).save, folder)
 
             assert list(await backend.adopt()) == []
 
@@ -226,9 +228,8 @@ async def test_a_number_that_another_process_has_now_is_left_alone(kit: Bubblewr
 
 @as_root
 def test_the_launcher_refuses_to_run_bwrap_as_root() -> None:
-    import marshal
-
-    order = {
+    read, write = os.pipe()
+    order: dict[str, Any] = {
         "path": "/bin/true",
         "argv": ["true"],
         "cwd": "/",
@@ -236,14 +237,21 @@ def test_the_launcher_refuses_to_run_bwrap_as_root() -> None:
         "cgroups": [],
         "rlimits": {},
         "fds": {},
-        "stderr": 2,
+        "stderr": write,
     }
 
     done = subprocess.run(
-        [sys.executable, "-I", "-S", launch.__file__], input=marshal.dumps(order), capture_output=True, timeout=20
+        [sys.executable, "-I", "-S", launch.__file__],
+        input=marshal.dumps(order),
+        capture_output=True,
+        pass_fds=[write],
+        timeout=20,
     )
+    os.close(read)
+    os.close(write)
 
     assert done.returncode == 1
+    assert b"bwrap must not run as root" in done.stderr
 
 
 def test_a_state_directory_with_too_long_a_path_is_refused() -> None:
@@ -260,6 +268,17 @@ def test_a_state_directory_that_sandboxes_cannot_enter_is_refused() -> None:
 async def _enter(state: Path) -> None:
     async with BubblewrapBackend(state):
         pass
+
+
+def test_a_directory_that_is_somebody_elses_is_refused_and_left_alone() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as base:
+        os.chmod(base, 0o1777)
+        (Path(base) / "something").touch()
+
+        with pytest.raises(StartFailed, match="not ours alone"):
+            asyncio.run(_enter(Path(base)))
+
+        assert Path(base).stat().st_mode & 0o7777 == 0o1777
 
 
 def test_the_state_directory_shows_others_nothing(kit: BubblewrapKit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -15,6 +16,7 @@ from kernelpool.backends import egress
 from kernelpool.backends.bubblewrap import BubblewrapBackend
 from kernelpool.backends.egress import NetworkProgram, find_programs, host_addresses
 from kernelpool.backends.processes import Process
+from kernelpool.backends.records import ProcessId
 from kernelpool.backends.sandboxed import BubblewrapSandbox
 from kernelpool.errors import StartFailed
 from tests.contract.sandboxes import BubblewrapKit, ask, spec
@@ -63,6 +65,14 @@ async def _create(backend: BubblewrapBackend) -> BubblewrapSandbox:
     sandbox = await backend.create(replace(spec(), egress=True))
     assert isinstance(sandbox, BubblewrapSandbox)
     return sandbox
+
+
+async def _has_ended(id: ProcessId | None) -> bool:
+    process = await asyncio.to_thread(Process.open, id)
+    if process is None:
+        return True
+    process.close()
+    return False
 
 
 async def test_only_the_public_internet_can_be_reached(backend: BubblewrapBackend) -> None:
@@ -127,12 +137,12 @@ async def test_the_network_ends_with_its_sandbox(kit: BubblewrapKit, backend: Bu
     before = kit.traces()
     sandbox = await _create(backend)
     network = sandbox.record.network
-    assert Process.open(network) is not None
+    assert not await _has_ended(network)
 
     with pytest.raises((ConnectionError, AssertionError)):
         assert await ask(sandbox, "import os; os.kill(os.getppid(), 9)") == "impossible"
     await sandbox.wait_dead()
-    ended = Process.open(network) is None
+    ended = await _has_ended(network)
     await sandbox.destroy()
 
     assert ended
@@ -150,7 +160,7 @@ async def test_the_network_of_an_adopted_sandbox_goes_with_it(kit: BubblewrapKit
         await adopted.destroy()
 
     assert network is not None
-    assert Process.open(network) is None
+    assert await _has_ended(network)
     assert kit.traces() == before
 
 

@@ -34,6 +34,8 @@ from .iopub import EventfdIOPubThread  # noqa: E402
 from .kernel import NoShellChannelThread, SessionKernel  # noqa: E402
 from .streams import CapturedStream, Streams  # noqa: E402
 
+IOPUB_MARK = 100
+
 CONFIG = {
     # 1: no watch over the parent process, no hints for humans on stdout.
     "IPKernelApp": {
@@ -57,8 +59,12 @@ class KernelApp(IPKernelApp):
         self.update_config(Config(CONFIG))
 
     def _bind_socket(self, s: zmq.Socket[bytes], port: int) -> Any:
-        # Before the bind, or they do not count. What waits is bounded by the memory of the sandbox.
+        # Before the bind, or they do not count.
         s.sndhwm = s.rcvhwm = 0
+        if s.socket_type == zmq.XPUB:
+            # Drop nothing: when the reader is this far behind, whoever writes waits. Its memory stays bounded, too.
+            s.sndhwm = IOPUB_MARK
+            s.setsockopt(zmq.XPUB_NODROP, 1)
         return super()._bind_socket(s, port)
 
     def init_control(self, context: zmq.Context[Any]) -> None:

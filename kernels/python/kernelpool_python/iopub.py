@@ -20,6 +20,10 @@ from ipykernel.iostream import IOPubThread, OutStream, logger
 from jupyter_client.session import Session
 
 
+MOST_WAITING = 32
+"""Messages in line for the socket beyond which writers of text wait. Each is of bounded length (`streams`)."""
+
+
 class EventfdIOPubThread(IOPubThread):
     def __init__(self, socket: zmq.Socket[bytes], session: Session, fork_address: str) -> None:
         """`fork_address`: where forked children send what they display. An ipc path: the kernel opens no port."""
@@ -28,6 +32,7 @@ class EventfdIOPubThread(IOPubThread):
         # wake-up under way, may messages wait, and when to flush what.
         self._woken = False
         self._corked = False
+        self._emptied = threading.Event()
         self._flush_at: float | None = None
         self._streams: list[OutStream] = []
         super().__init__(socket, pipe=True, session=session)
@@ -62,6 +67,15 @@ class EventfdIOPubThread(IOPubThread):
         self._events.append(f)
         if not self._corked:
             self._wake()
+
+    def wait_for_room(self) -> None:
+        """Text is written faster than it can be sent: without this it would pile up until memory is full. The caller
+        must hold no lock that this thread takes."""
+        while len(self._events) > MOST_WAITING and self.thread.is_alive() and not self.in_this_thread():
+            self._wake()
+            self._emptied.clear()
+            if len(self._events) > MOST_WAITING:
+                self._emptied.wait(1)
 
     def stop(self) -> None:
         self._stopped = True
@@ -123,6 +137,7 @@ class EventfdIOPubThread(IOPubThread):
     def _send_events(self) -> None:
         while self._events:
             _without_end(self._events.popleft())
+        self._emptied.set()
 
     def _milliseconds_to_flush(self) -> int | None:
         if self._flush_at is None:

@@ -68,7 +68,9 @@ class CapturedStream(OutStream):
         if os.getpid() != self._master_pid:
             return self._write_from_fork(string)
         self.read_pipe()
-        self._hold(string)
+        for start in range(0, len(string), LONGEST_TEXT):
+            self._hold(string[start : start + LONGEST_TEXT])
+            self._wait_for_room()
         return len(string)
 
     def flush(self) -> None:
@@ -117,6 +119,10 @@ class CapturedStream(OutStream):
             if self._held > LONGEST_TEXT:
                 self._flush()
 
+    def _wait_for_room(self) -> None:
+        if self.pub_thread is not None:
+            self.pub_thread.wait_for_room()
+
     def _flush(self) -> None:
         with self._buffer_lock:
             self._held = 0
@@ -148,6 +154,7 @@ class CapturedStream(OutStream):
             poller.poll()
             if not self.read_pipe():
                 return
+            self._wait_for_room()
 
     def _write_from_fork(self, string: str) -> int:
         """A forked child has no thread to send for it; its parent reads the pipe. Whole lines, for there are others."""
