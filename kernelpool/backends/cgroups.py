@@ -177,13 +177,21 @@ class CgroupRoot:
         group = self.named(id)
         try:
             for place, path in zip(self.places, group.paths, strict=True):
-                path.mkdir()
+                # Its parent is missing when another gateway, the last to leave, has tidied up since.
+                path.mkdir(parents=place.version == 1)
                 for name, value in _limit_files(place, limits):
                     _write(path / name, value)
         except OSError:
             group.remove()
             raise
         return group
+
+    def close(self) -> None:
+        """Takes our empty parents away. Those of version 2 stay: they pass the controllers on."""
+        for place in self.places:
+            if place.version == 1:
+                with contextlib.suppress(OSError):
+                    place.path.rmdir()
 
     def named(self, id: str) -> Cgroup:
         return Cgroup(tuple(place.path / f"{self.tag}-{id}" for place in self.places))

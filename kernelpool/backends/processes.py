@@ -9,7 +9,6 @@ import select
 import signal
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from kernelpool.backends.records import ProcessId
@@ -60,13 +59,16 @@ class Process:
             return None
         return process
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    @classmethod
+    def open_both(cls, one: ProcessId | None, other: ProcessId | None) -> tuple[Self, Self] | None:
+        """None when either has ended."""
+        first, second = cls.open(one), cls.open(other)
+        if first and second:
+            return first, second
+        for process in (first, second):
+            if process:
+                process.close()
+        return None
 
     def close(self) -> None:
         if self._fd >= 0:

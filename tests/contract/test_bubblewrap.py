@@ -150,10 +150,10 @@ async def test_a_gateway_killed_in_the_middle_of_a_start_leaves_work_for_the_nex
     code = f"""
 import asyncio, inspect, os, signal
 from pathlib import Path
-from kernelpool.backends import bubblewrap
+from kernelpool.backends import start
 from tests.contract import sandboxes
 
-original = getattr(bubblewrap._Start, {step!r})
+original = getattr(start.Start, {step!r})
 
 def die(*args):
     if {when!r} == "after":
@@ -165,7 +165,7 @@ async def die_later(*args):
         await original(*args)
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(bubblewrap._Start, {step!r}, die_later if inspect.iscoroutinefunction(original) else die)
+setattr(start.Start, {step!r}, die_later if inspect.iscoroutinefunction(original) else die)
 
 async def main():
     kit = sandboxes.BubblewrapKit.at(Path({str(kit.base)!r}))

@@ -205,6 +205,7 @@ def test_a_real_group_is_made_found_and_removed() -> None:
     group = root.create("0123456789ab", LIMITS)
     made = root.ids()
     removed = group.remove()
+    root.close()
 
     assert made == {"0123456789ab"}
     assert removed

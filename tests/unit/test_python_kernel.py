@@ -771,3 +771,41 @@ def test_the_public_test_suite_for_kernels_passes(kernel: Kernel) -> None:
 
     assert [trace for _, trace in result.failures + result.errors] == []
     assert result.testsRun >= 12
+
+
+def test_what_was_printed_and_displayed_is_not_kept(fresh: Kernel) -> None:
+    fresh.run("for _ in range(100): print('x' * 10**6)\nfrom IPython.display import HTML; display(HTML('y' * 10**6))")
+
+    kept = fresh.run("sum(map(len, get_ipython().history_manager.outputs.values()))")
+
+    assert kept.result == "0"
+
+
+def test_a_writer_waits_for_a_reader_that_does_not_read(fresh: Kernel) -> None:
+    """Else whatever is printed piles up in the kernel until its memory is full."""
+    socket = fresh.client.iopub_channel.socket
+    endpoint = socket.getsockopt(zmq.LAST_ENDPOINT)
+    socket.disconnect(endpoint)
+    socket.setsockopt(zmq.RCVHWM, 10)  # counts for connections made from now on
+    socket.connect(endpoint)
+    fresh.wait_until_ready()
+    progress = "open('progress', 'w').write(str(n))"
+    request = fresh.send(f"for n in range(400): print('x' * 10**6); {progress}")
+
+    reached = steady(lambda: (fresh.home / "progress").read_text() if (fresh.home / "progress").exists() else "")
+
+    assert int(reached) < 399
+    assert fresh.finish(request).status == "ok"
+
+
+def steady(look: Any) -> str:
+    """What is seen once it does not change for a second any more."""
+    deadline = time.monotonic() + SECONDS
+    seen, since = "", time.monotonic()
+    while time.monotonic() < deadline:
+        now = look()
+        if now != seen or not now:
+            seen, since = now, time.monotonic()
+        elif time.monotonic() - since > 1:
+            return str(seen)
+    raise TimeoutError

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kernelpool.backends.seccomp import POLICY, native_architecture, oci_profile, policy, seccomp_program
+from kernelpool.backends.oci_seccomp import oci_profile
+from kernelpool.backends.seccomp import POLICY, native_architecture, policy, seccomp_program
 from kernelpool.backends.syscall_table import Architecture, syscall_numbers
 from tests.unit.cbpf import verdict
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import warnings
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn
 
@@ -44,6 +45,13 @@ class DisplayPublisher(ZMQDisplayPublisher):
         shell.streams.finish()
 
 
+class NoOutputs(dict[int, list[Any]]):
+    """IPython 9 keeps all that was ever printed and displayed, for its own export: a leak in a session of days."""
+
+    def __missing__(self, _execution_count: int) -> list[Any]:
+        return []
+
+
 # Libraries look for "ZMQ" in the name of the class to know that they are in a kernel.
 class ZMQSessionShell(ZMQInteractiveShell):
     displayhook_class = Type(DisplayHook)
@@ -52,6 +60,11 @@ class ZMQSessionShell(ZMQInteractiveShell):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.events.register("post_execute", partial(figures.show_open_figures, self))
+        self.history_manager.outputs = NoOutputs()
+
+    def _tee(self, channel: str) -> Any:
+        """Nothing: see `NoOutputs`."""
+        return nullcontext()
 
     @property
     def streams(self) -> Streams:
