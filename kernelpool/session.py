@@ -89,8 +89,9 @@ class Calls:
                 await self._idle.wait()
 
     def abandon(self, session: Session, id: str) -> None:
-        """Ends, in the background, what nobody waits for any more now that a caller has left."""
-        if not self._closed:
+        """Ends, in the background, what nobody waits for any more now that a caller has left. When it is the gateway
+        that leaves, what runs goes on: it can be polled from the next one."""
+        if not self._closed and not self.draining:
             self._tasks.spawn(session.cancel_unwanted(id), "cancel execution")
 
 

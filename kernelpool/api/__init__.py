@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tornado.web import Application
 
-from kernelpool.api import aca, health
+from kernelpool.api import aca, health, pools
 from kernelpool.api.base import Collaborators, application
 
 
@@ -14,6 +14,7 @@ def make_application(collaborators: Collaborators, is_ready: Callable[[], bool])
     return application(
         [
             *health.routes(collaborators, is_ready),
+            *pools.routes(collaborators),
             *aca.routes(collaborators),
         ],
         collaborators,
