@@ -23,7 +23,6 @@ from kernelpool.protocol import outputs
 from kernelpool.protocol.log import EventLog
 from kernelpool.protocol.messages import Message
 
-
 CLOSE = 0.05
 """Seconds by which an honest idle precedes its reply at most; the longest seen was 0.006."""
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from kernelpool.agents import Agent, HttpAgent
 from kernelpool.backends.base import UnixAddress
 from kernelpool.models import AgentConfig
-
 from tests.fakes import FakeAgent, FakeProcess
 
 REPOSITORY = Path(__file__).parents[2]
