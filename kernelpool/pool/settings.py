@@ -110,7 +110,7 @@ class PoolSettings(_Settings):
     save_displayed_images: bool = True
     """Also write the images that code displays into the workspace."""
     output_streams_max_length: int = Field(4096, ge=0)
-    """Bytes of stdout and of stderr in answers of the ACA surface, which ACA cuts; `outputs` has more. 0 does not cut."""
+    """Bytes of stdout and of stderr in answers of the ACA surface, which cuts there; 0 does not cut."""
     max_upload: Size = 128 << 20
     """Size of one uploaded file."""
 

@@ -8,7 +8,7 @@ Theory of operation. A kernel answers an `execute_request` on two sockets that k
 It is over when the reply *and* the idle status are both in, in either order (measured: the reply first 7 of 8 times).
 Code in the kernel can forge an early idle. So an idle is believed only if the reply comes close to it and no output
 comes between: else it is taken back. A thread of the code may rightly print after the real idle, so this must not wait
-for ever: then the execution is `settling`, and the driver gives it a moment (its business, it has the clock) before it ends it.
+for ever: then the execution is `settling`, and the driver, who has the clock, gives it a moment before it ends it.
 Output that comes after the end belongs to the execution all the same: it is kept, and never shown in the next one.
 """
 

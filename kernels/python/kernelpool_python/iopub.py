@@ -19,7 +19,6 @@ import zmq
 from ipykernel.iostream import IOPubThread, OutStream, logger
 from jupyter_client.session import Session
 
-
 MOST_WAITING = 32
 """Messages in line for the socket beyond which writers of text wait. Each is of bounded length (`streams`)."""
 
