@@ -104,8 +104,8 @@ def running_gateway(state: Path, **pool: Any) -> Iterator[Gateway]:
         config.write("[pools.python]\n" + _toml(settings))
         config.flush()
         process = subprocess.Popen(
-            [sys.executable, "-m", "kernelpool.cli", "serve", "--config", config.name],
-            env={**os.environ, "KERNELPOOL_TOKEN": TOKEN},
+            [sys.executable, "-m", "kernelpool", "serve"],
+            env={**os.environ, "KERNELPOOL_TOKEN": TOKEN, "KERNELPOOL_CONFIG": config.name},
             stdout=subprocess.DEVNULL,
         )
         try:

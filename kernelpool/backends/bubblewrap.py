@@ -25,7 +25,7 @@ from kernelpool.backends.processes import Process
 from kernelpool.backends.records import Record
 from kernelpool.backends.sandboxed import BubblewrapSandbox, erase
 from kernelpool.backends.start import Shown, Start
-from kernelpool.backends.tree import Tree, build_tree
+from kernelpool.backends.tree import Tree, build_tree, prune
 from kernelpool.backends.tree.steps import in_thread
 from kernelpool.backends.uids import Uids
 from kernelpool.errors import StartFailed
@@ -134,6 +134,7 @@ class BubblewrapBackend:
         found = [folder for folder in folders if folder.name not in known]
         await asyncio.gather(*map(self._adopt_or_erase, found))
         await self._erase_orphans()
+        await self._prune_trees()
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.id not in known]
 
     async def _adopt_or_erase(self, folder: Path) -> None:
@@ -157,6 +158,15 @@ class BubblewrapBackend:
         host = self._host
         for id in await in_thread(host.cgroups.ids) - self._sandboxes.keys() - self._starting:
             await erase(self._unknown(id), host.state.sandbox(id))
+
+    async def _prune_trees(self) -> None:
+        """Runtime trees of earlier versions, half a gigabyte each, once no sandbox uses them any more. A backend that
+        has prepared nothing, such as one that only cleans up, cannot tell which are wanted."""
+        if not self._trees:
+            return
+        wanted = {path for shown in self._trees.values() for path in (shown.tree.root, shown.tree.program)}
+        used = {Path(path) for box in self._sandboxes.values() for path in (box.record.root, box.record.program)}
+        await prune(self._host.state.path, wanted | used)
 
     def _unknown(self, id: str) -> Record:
         """A record for something that left none: enough to remove it."""

@@ -304,3 +304,30 @@ def test_bwrap_of_the_system_is_preferred_when_it_is_newer(tmp_path: Path) -> No
     assert str(find_bwrap(tmp_path, fake)) == f"{fake} 99.1.0"
     if shutil.which("bwrap") is None:
         assert find_bwrap(tmp_path).bundled
+
+
+async def test_trees_that_nothing_uses_any_more_are_removed(kit: BubblewrapKit) -> None:
+    shelf = kit.state / "runtimes"
+    old, used, new = (shelf / f"python-{name}" / "root" for name in ("old", "used", "new"))
+    for root in (old, used, new):
+        shutil.copytree(kit.base / "root", root, symlinks=True)
+    current = used
+
+    async def build(runtime: Runtime, state: Path, say: Say) -> Tree:
+        return replace(await kit.tree(runtime, state, say), root=current)
+
+    async with BubblewrapBackend(kit.state, kit.settings, build_tree=build) as first:
+        await _create(first)
+    current = new
+    async with BubblewrapBackend(kit.state, kit.settings, build_tree=build) as second:
+        await second.adopt()
+        assert old.exists()  # nothing is prepared: who knows what is wanted
+
+    for alive in (True, False):
+        async with BubblewrapBackend(kit.state, kit.settings, build_tree=build) as backend:
+            await backend.prepare(spec().runtime, lambda _: None)
+            adopted = await backend.adopt()
+
+            assert [root.exists() for root in (old, used, new)] == [False, alive, True]
+            for sandbox in adopted:
+                await sandbox.destroy()
