@@ -1,0 +1,96 @@
+"""Writes settings.md and errors.md from the code: `python docs/generate.py`. A test fails while they differ from it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from kernelpool import errors
+from kernelpool.config import Settings
+from kernelpool.errors import KernelpoolError
+from kernelpool.pool.settings import LimitSettings, PoolSettings
+
+FOLDER = Path(__file__).parent
+SIZES = {"max_body", "memory", "workspace", "tmp", "output_bytes", "history_bytes", "max_upload"}
+
+
+def settings_page() -> str:
+    return "\n".join(
+        [
+            "# Settings",
+            "",
+            "In `kernelpool.toml`, or as environment variables: `KERNELPOOL_PORT`, `KERNELPOOL_POOLS__PYTHON__READY`,",
+            "`KERNELPOOL_POOLS__PYTHON__LIMITS__MEMORY`. Flags win over the environment, which wins over the file.",
+            "Sizes are numbers of bytes, or text such as `512Mi` or `1Gi`. Times are seconds.",
+            "",
+            *_table("The gateway", Settings, skip={"pools"}),
+            *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits"}),
+            *_table("`[pools.<name>.limits]`", LimitSettings),
+        ]
+    )
+
+
+def errors_page() -> str:
+    rows = [
+        f"| `{error.code}` | {error.status} | {error.remedy.replace('|', chr(92) + '|')} |"
+        for error in sorted(_named(KernelpoolError), key=lambda error: (error.status, error.code))
+    ]
+    return "\n".join(
+        [
+            "# Errors",
+            "",
+            'An error is `{"error": {"code", "message", "traceId", "remedy"}}` with the header `x-ms-error-code`;',
+            "the message names the thing and the limit. Two exceptions, as ACA has them: a full pool answers the flat",
+            '`{"code", "message"}`, and a body with wrong fields `application/problem+json` with an entry a field.',
+            "Code of yours that raises is no error of the gateway: it is an execution that failed, with status 200.",
+            "",
+            "| code | HTTP | what to do |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _table(title: str, model: type[BaseModel], skip: Collection[str] = ()) -> list[str]:
+    rows = [
+        f"| `{name}` | {_default(name, field)} | {_sentence(field)} |"
+        for name, field in model.model_fields.items()
+        if name not in skip
+    ]
+    return [f"## {title}", "", "| setting | default | |", "|---|---|---|", *rows, ""]
+
+
+def _default(name: str, field: FieldInfo) -> str:
+    value: Any = field.default
+    if name == "state_dir":
+        return "`/var/lib/kernelpool` as root, else `~/.local/state/kernelpool`"
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    if name in SIZES:
+        return f"`{value >> 30}Gi`" if value % (1 << 30) == 0 else f"`{value >> 20}Mi`"
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def _sentence(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _named(error: type[KernelpoolError]) -> Iterator[type[KernelpoolError]]:
+    """Classes with a code of their own; those without are only branches of the tree."""
+    if "code" in vars(error):
+        yield error
+    for child in error.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _named(child)
+
+
+if __name__ == "__main__":
+    (FOLDER / "settings.md").write_text(settings_page())
+    (FOLDER / "errors.md").write_text(errors_page())
