@@ -122,7 +122,8 @@ class BubblewrapSandbox:
             for end in ends:
                 end.cancel()
         why = await self._why()
-        log.info("sandbox died", extra={"sandbox": self.id, "why": why})
+        level = logging.DEBUG if self._destroying else logging.WARNING
+        log.log(level, "sandbox ended", extra={"sandbox": self.id, "why": why})
         self._dead.set_result(why)
 
     async def _why(self) -> str:
