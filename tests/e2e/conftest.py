@@ -1,0 +1,72 @@
+"""One gateway for all tests of the folder, and gateways of their own for those that kill theirs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.gateways import STATE, Gateway, Session
+
+
+def traces(state: Path) -> list[str]:
+    """What a gateway without sandboxes must not have left."""
+    left = [str(path) for path in state.glob("*/sandboxes/*")] + [str(path) for path in state.glob("sessions/*.json")]
+    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state) in line]
+    sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if str(state) in line]
+    return left + mounts + sockets
+
+
+@pytest.fixture(scope="session")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    gateway = Gateway(tmp_path_factory.mktemp("gateway"), ready=3, max_sessions=40)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+    assert traces(STATE) == []
+
+
+@pytest.fixture
+def session(gateway: Gateway) -> Iterator[Session]:
+    """A new one, ended with the test."""
+    session = gateway.session(f"test-{uuid.uuid4().hex}")
+    yield session
+    session.delete()
+
+
+Make = Callable[..., Gateway]
+
+
+@pytest.fixture
+def make_gateway(gateway: Gateway, tmp_path: Path) -> Iterator[Make]:
+    """Gateways with other settings and a state of their own, which borrows the trees that are built already."""
+    made: list[Gateway] = []
+
+    def make(**settings: Any) -> Gateway:
+        state = STATE.parent / f"{STATE.name}-{uuid.uuid4().hex[:8]}"
+        state.mkdir(mode=0o711)
+        for backend in STATE.iterdir():
+            if (backend / "runtimes").is_dir():
+                (state / backend.name).mkdir(mode=0o711)
+                (state / backend.name / "runtimes").symlink_to(backend / "runtimes")
+        made.append(Gateway(tmp_path, state=state, **settings))
+        made[-1].start()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+        assert traces(each.state) == []
+        _remove(each.state)
+
+
+def _remove(state: Path) -> None:
+    for path in sorted(state.rglob("*"), key=lambda path: len(path.parts), reverse=True):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            path.rmdir()
+    state.rmdir()

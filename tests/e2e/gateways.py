@@ -1,0 +1,258 @@
+"""A gateway as its users run it: the real command, real sandboxes, plain HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import requests
+
+TOKEN = "a-token-for-tests-only"
+STATE = Path(os.environ.get("KERNELPOOL_TEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
+"""Kept between runs: building the runtime's tree takes a minute."""
+VERSION = "2025-10-02-preview"
+SECONDS = 60.0
+"""No wait of these tests is longer, but for the first build of a tree."""
+
+
+class Gateway:
+    """A `kernelpool serve` process; it can be killed and started again on the same state and port."""
+
+    def __init__(self, folder: Path, *, state: Path = STATE, **pool: Any) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.state = state
+        self.log = folder / f"gateway-{self.port}.log"
+        settings = {"ready": 2, "max_sessions": 12, **pool}
+        environment = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
+        self._environment = {
+            **os.environ,
+            **{f"KERNELPOOL_{name.upper()}": str(value) for name, value in environment.items()},
+            **{f"KERNELPOOL_POOLS__PYTHON__{name.upper()}": str(value) for name, value in _flat(settings)},
+            "CANARY": canary,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}/pools/python"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "kernelpool", "serve"],
+                env=self._environment,
+                cwd=self.log.parent,
+                stdout=log,
+                stderr=log,
+            )
+        until(self._is_ready, seconds=600)
+
+    def _is_ready(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise AssertionError(f"the gateway ended: {self.log.read_text()[-3000:]}")
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}/readyz", timeout=600).ok
+        except requests.ConnectionError:
+            return False
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def wait(self) -> None:
+        assert self.process is not None
+        self.process.wait(SECONDS)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.wait()
+
+    def stop(self) -> None:
+        """Ends it and everything that it left alive."""
+        if self.process is not None and self.process.poll() is None:
+            self.signal(signal.SIGTERM)
+            self.wait()
+        command = [sys.executable, "-m", "kernelpool", "--log-level", "error", "cleanup"]
+        subprocess.run(command, env=self._environment, cwd=self.log.parent, check=True, timeout=SECONDS)
+
+    def pool(self) -> dict[str, Any]:
+        answer: dict[str, Any] = requests.get(self.endpoint, headers=_headers(), timeout=SECONDS).json()
+        return answer
+
+    def wait_warm(self) -> None:
+        until(lambda: self.pool()["ready"] > 0 and self.pool()["starting"] == 0)
+
+    def session(self, identifier: str) -> Session:
+        return Session(self, identifier)
+
+    @property
+    def memory(self) -> int:
+        """Resident bytes."""
+        assert self.process is not None
+        return _status(self.process.pid, "VmRSS") * 1024
+
+
+class Session:
+    """One identifier, as a client sees it."""
+
+    def __init__(self, gateway: Gateway, identifier: str) -> None:
+        self.gateway = gateway
+        self.identifier = identifier
+        self.sandbox = ""
+        """That answered last."""
+
+    def request(self, method: str, path: str, **rest: Any) -> requests.Response:
+        query = {"api-version": VERSION, "identifier": self.identifier, **rest.pop("params", {})}
+        headers = {**_headers(), **rest.pop("headers", {})}
+        rest = {"timeout": 300, **rest}
+        response = requests.request(method, self.gateway.endpoint + path, params=query, headers=headers, **rest)
+        self.sandbox = response.headers.get("x-ms-session-guid", self.sandbox)
+        return response
+
+    def run(self, code: str, **options: Any) -> dict[str, Any]:
+        """The execution resource."""
+        headers = options.pop("headers", {})
+        response = self.request("POST", "/executions", json={"code": code, **options}, headers=headers)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def value(self, code: str, **options: Any) -> Any:
+        """Of the last expression. The code must succeed."""
+        answer = self.run(code, **options)
+        assert answer["status"] == "Succeeded", answer["result"]["stderr"]
+        return answer["result"]["executionResult"]
+
+    def submit(self, code: str, id: str, **options: Any) -> dict[str, Any]:
+        return self.run(code, executionType="Asynchronous", headers={"operation-id": id}, **options)
+
+    def poll(self, id: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.request("GET", f"/executions/{id}").json()
+        return answer
+
+    def upload(self, name: str, data: Any) -> requests.Response:
+        return self.request("POST", "/files", files={"file": (name, data)})
+
+    def download(self, name: str) -> bytes:
+        response = self.request("GET", f"/files/{name}/content")
+        assert response.ok, response.text
+        return response.content
+
+    def names(self) -> list[str]:
+        return [entry["name"] for entry in self.request("GET", "/files").json()["value"]]
+
+    def delete(self) -> int:
+        return self.request("DELETE", "/session").status_code
+
+
+canary = "canary-4f1b7d0e93"
+"""In the gateway's environment; nothing in a sandbox may ever see it."""
+
+
+def until(holds: Callable[[], object], *, seconds: float = SECONDS) -> None:
+    """Polls a condition, which is what there is between processes."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the condition did not come true")
+        time.sleep(0.02)
+
+
+def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
+    """Starts it in a thread; the returned function waits for its result."""
+    result: list[Any] = []
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            result.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+
+    def join() -> Any:
+        thread.join(SECONDS)
+        assert result, "it does not come back"
+        if isinstance(result[0], BaseException):
+            raise result[0]
+        return result[0]
+
+    return join
+
+
+def sandbox_processes(sandbox: str) -> list[int]:
+    """Of the host's numbers, all processes of a sandbox."""
+    roots = [pid for pid in _pids() if f"kernelpool-{sandbox}" in _command(pid)]
+    found = set(roots)
+    while True:
+        children = {pid for pid in _pids() if _parent(pid) in found} - found
+        if not children:
+            return sorted(found)
+        found |= children
+
+
+def server_sent(response: requests.Response) -> Iterator[tuple[str, str, Any]]:
+    """(id, event, data) of a stream."""
+    id = event = data = ""
+    for raw in response.iter_lines(chunk_size=1):
+        line = raw.decode()
+        name, _, value = line.partition(": ")
+        if name == "id":
+            id = value
+        elif name == "event":
+            event = value
+        elif name == "data":
+            data = value
+        elif not line and event:
+            yield id, event, json.loads(data)
+            id = event = data = ""
+
+
+def _headers() -> dict[str, str]:
+    return {"Authorization": f"Bearer {TOKEN}"}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}__")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _parent(pid: int) -> int:
+    try:
+        return _status(pid, "PPid")
+    except (OSError, LookupError):
+        return 0
+
+
+def _status(pid: int, name: str) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise LookupError(name)
