@@ -240,6 +240,7 @@ class AgentConfig:
     kernel_argv: tuple[str, ...]
     """With `{connection_file}` as placeholder."""
     kernel_env: Mapping[str, str] = field(default_factory=dict)
+    """Besides HOME, PATH and the like, which the agent sets."""
     warmup_code: str = ""
     """Run once before the sandbox is ready, with no history."""
     interrupt_mode: Literal["signal", "message"] = "signal"

@@ -18,6 +18,17 @@ from kernelpool.models import AgentConfig
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
 
 
+# What programs expect of any Linux account. Nothing of the agent's own environment is handed on.
+BASE_ENVIRONMENT = {
+    "PATH": "/opt/venv/bin:/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "USER": "sandbox",
+    "LOGNAME": "sandbox",
+    "SHELL": "/bin/bash",
+    "TERM": "dumb",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Connection:
     """How to talk to a kernel: ipc paths are `base` + "-1" … "-5"."""
@@ -98,7 +109,7 @@ def start_kernel(config: AgentConfig) -> KernelProcess:
     popen = subprocess.Popen(
         [word.replace("{connection_file}", str(file)) for word in config.kernel_argv],
         cwd=config.workspace,
-        env=dict(config.kernel_env),
+        env={**BASE_ENVIRONMENT, "HOME": config.workspace, **config.kernel_env},
         stdin=subprocess.DEVNULL,
         # Output reaches us as messages. What the kernel writes besides (crashes, its own log) has no reader.
         stdout=subprocess.DEVNULL,

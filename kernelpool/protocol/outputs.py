@@ -80,7 +80,7 @@ def mime_bundle(data: object) -> dict[str, Any]:
             break
         if not _MIME.fullmatch(mime):
             continue
-        if mime == "application/json" or mime.endswith("+json"):
+        if mime == "application/json" or mime.endswith(("+json", ".json")):  # the latter is Vega's way
             bundle[mime] = value
             continue
         if isinstance(value, list) and all(isinstance(line, str) for line in value):

@@ -42,7 +42,7 @@ def test_any_content_makes_a_clean_output_or_none(msg_type: str, content: dict[s
         ({"image/svg+xml": "<svg/>"}, {"image/svg+xml": "<svg/>"}),
         ({"application/json": {"a": [1]}}, {"application/json": {"a": [1]}}),
         ({"application/vnd.plotly.v1+json": {"data": []}}, {"application/vnd.plotly.v1+json": {"data": []}}),
-        ({"application/vnd.vegalite.v6.json": "{}"}, {"application/vnd.vegalite.v6.json": "{}"}),
+        ({"application/vnd.vegalite.v6.json": {}}, {"application/vnd.vegalite.v6.json": {}}),
         ("nonsense", {}),
     ],
 )

@@ -1,0 +1,270 @@
+"""Executions over real HTTP in real sandboxes: state, streaming, time, and everything that can go wrong in a cell."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from typing import Any
+
+import pytest
+import requests
+
+from tests.e2e.gateways import Gateway, Session, in_background, sandbox_processes, server_sent, until
+
+
+def test_calls_share_an_interpreter_and_sessions_do_not(gateway: Gateway, session: Session) -> None:
+    other = gateway.session(f"other-{uuid.uuid4().hex}")
+    session.run("secret = 'mine'")
+
+    assert session.value("secret") == "mine"
+    assert "NameError" in other.run("secret")["result"]["stderr"]
+    other.delete()
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("import asyncio\nasync def f(): return 5\nasyncio.run(f())", 5),
+        ("import asyncio\nawait asyncio.sleep(0, 7)", 7),
+        ("import pkg_resources\n'pip' in [d.project_name for d in pkg_resources.working_set]", True),
+        ("import subprocess; subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout", "hi\n"),
+        ("from multiprocessing import Pool\nwith Pool(2) as p: r = p.map(abs, [-1, -2])\nr == [1, 2]", True),
+        ("import multiprocessing as m\nwith m.get_context('spawn').Pool(1) as p: r = p.map(abs, [-3])\nr[0]", 3),
+        ("from concurrent.futures import ThreadPoolExecutor\nsum(ThreadPoolExecutor(4).map(abs, range(-5, 0)))", 15),
+        ("import numpy, pandas, scipy, sklearn, sympy, PIL, openpyxl, requests, seaborn, networkx, lxml; 1", 1),
+        ("import os; os.getcwd() + ' ' + os.environ['HOME']", "/mnt/data /mnt/data"),
+        ("import sqlite3, ssl, zlib, lzma, bz2, ctypes, curses; 2", 2),
+    ],
+)
+def test_what_generated_code_does_works(session: Session, code: str, value: object) -> None:
+    assert session.value(code) == value
+
+
+@pytest.mark.parametrize(
+    ("code", "mime"),
+    [
+        ("import pandas as pd; pd.DataFrame({'a': [1]})", "text/html"),
+        ("import plotly.express as px; px.line(x=[1, 2], y=[3, 4])", "application/vnd.plotly.v1+json"),
+        (
+            "import altair, pandas; altair.Chart(pandas.DataFrame({'a': [1]})).mark_point().encode(x='a')",
+            "application/vnd.vegalite",
+        ),
+        ("from PIL import Image; Image.new('RGB', (2, 2))", "image/png"),
+        ("from IPython.display import SVG; SVG('<svg xmlns=\"http://www.w3.org/2000/svg\"/>')", "image/svg+xml"),
+        ("from IPython.display import Markdown; Markdown('# hi')", "text/markdown"),
+        ("from IPython.display import JSON; JSON({'a': 1})", "application/json"),
+        ("from sympy import symbols, init_printing; init_printing(); symbols('x') ** 2", "text/latex"),
+        ("import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as p; p.plot([1]); p.show()", "image/png"),
+    ],
+)
+def test_rich_outputs_come_with_their_types(session: Session, code: str, mime: str) -> None:
+    outputs = session.run(code)["result"]["outputs"]
+
+    assert any(kind.startswith(mime) for output in outputs for kind in output.get("data", ()))
+
+
+def test_displays_are_updated_and_cleared_as_in_a_notebook(session: Session) -> None:
+    code = """
+from IPython.display import display, clear_output
+print('gone'); clear_output()
+handle = display('0 %', display_id=True)
+for n in range(100): handle.update(f'{n + 1} %')
+"""
+    (output,) = session.run(code)["result"]["outputs"]
+
+    assert output["data"]["text/plain"] == "'100 %'"
+
+
+def test_a_progress_bar_ends_as_one_line(session: Session) -> None:
+    stderr = session.run("from tqdm import tqdm\nfor _ in tqdm(range(1000), mininterval=0): pass")["result"]["stderr"]
+
+    assert stderr.count("\r") == 0
+    assert "1000/1000" in stderr
+    assert len(stderr.splitlines()) == 1
+
+
+def test_pip_is_there(session: Session) -> None:
+    assert session.run("!pip --version")["result"]["stdout"].startswith("pip ")
+
+
+# --- submitted, repeated, streamed
+
+
+def test_an_asynchronous_execution_is_polled(session: Session) -> None:
+    first = session.submit("import time; time.sleep(0.3); print('done')", "job-1")
+
+    until(lambda: session.poll("job-1")["status"] not in ("NotStarted", "Running"))
+
+    assert first["status"] in ("NotStarted", "Running")
+    assert session.poll("job-1")["result"]["stdout"] == "done\n"
+
+
+def test_an_operation_id_runs_once_whoever_sends_it(session: Session) -> None:
+    code, headers = "count = globals().get('count', 0) + 1; import time; time.sleep(0.5); count", {"operation-id": "op"}
+    joins = [in_background(lambda: session.value(code, headers=headers)) for _ in range(3)]
+
+    assert [join() for join in joins] == [1, 1, 1]
+    assert session.value("count") == 1
+
+
+def test_a_stream_tells_as_it_happens_and_resumes_without_a_gap(session: Session) -> None:
+    session.value("1")
+    code = "import os, time\nprint('one', flush=True)\nwhile not os.path.exists('go'): time.sleep(0.01)\nprint('two')"
+    headers = {"Accept": "text/event-stream", "operation-id": "stream"}
+    response = session.request("POST", "/executions", json={"code": code}, headers=headers, stream=True)
+    seen, _, data = next(event for event in server_sent(response) if event[1] == "output")
+    response.close()
+    session.upload("go", b"")
+
+    headers["Last-Event-ID"] = seen
+    resumed = list(server_sent(session.request("GET", "/executions/stream", headers=headers, stream=True)))
+
+    assert data["text"] == "one\n"
+    assert [data["text"] for _, event, data in resumed if event == "output"] == ["two\n"]
+    assert resumed[-1][1] == "done"
+    assert resumed[-1][2] == session.poll("stream")
+
+
+def test_calls_queue_in_order(session: Session) -> None:
+    session.submit("order = []; import time; time.sleep(0.5)", "first")
+    for number in range(8):
+        session.submit(f"order.append({number})", f"n{number}")
+
+    assert session.value("order == list(range(8))") is True
+
+
+def test_too_many_waiting_calls_are_refused(session: Session) -> None:
+    session.submit("import time; time.sleep(60)", "first")
+    until(lambda: session.poll("first")["status"] == "Running")
+    for number in range(16):
+        session.submit("1", f"n{number}")
+
+    refused = session.request("POST", "/executions", json={"code": "1"})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "ExecutionQueueFull")
+    assert "Retry-After" in refused.headers
+
+
+# --- time
+
+
+def test_a_timeout_keeps_variables_and_output(session: Session) -> None:
+    answer = session.run("x = 1\nprint('begun', flush=True)\nwhile True: pass", timeoutInSeconds=1)
+
+    result = answer["result"]
+    assert (answer["status"], result["cause"], result["interrupted"]) == ("Failed", "timed_out", True)
+    assert (result["stdout"], result["kernelRestarted"]) == ("begun\n", False)
+    assert session.value("x") == 1
+
+
+def test_a_timeout_that_is_ignored_restarts_the_kernel_and_says_so(session: Session) -> None:
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass"
+
+    result = session.run(code, timeoutInSeconds=1)["result"]
+    after = session.run("print('alive')")["result"]
+
+    assert (result["cause"], result["kernelRestarted"]) == ("timed_out", True)
+    assert result["stateLost"]["during"]
+    assert after["stateLost"]["before"]
+    assert after["stdout"] == "alive\n"
+
+
+def test_a_client_that_leaves_cancels_what_it_was_waiting_for(session: Session) -> None:
+    session.value("x = 1; x")
+    with pytest.raises(requests.Timeout):
+        session.request("POST", "/executions", json={"code": "while True: pass"}, timeout=1)
+
+    after = session.run("x")
+
+    assert after["result"]["executionResult"] == 1
+    assert after["result"]["stateLost"] == {"before": None, "during": None}
+
+
+# --- what kills a kernel
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os._exit(0)",
+        "import ctypes; ctypes.string_at(0)",
+        "import sys; sys.setrecursionlimit(10**9)\ndef f(): f()\nf()",
+        "b = bytearray(4 << 30)",
+        "import os\nx = [bytearray(b'x' * (64 << 20)) for _ in range(64)]",
+        "import mmap; m = mmap.mmap(-1, 3 << 30)\nfor i in range(0, 3 << 30, 4096): m[i] = 1",
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_a_kernel_that_dies_is_told_of_and_replaced(session: Session, code: str) -> None:
+    session.value("x = 1; open('kept', 'w').close()")
+
+    result = session.run("print('before', flush=True)\n" + code)["result"]
+    after = session.run("import os; print('x' in globals(), os.path.exists('kept'))")["result"]
+
+    assert result["cause"] == "kernel_died"
+    if "SIGKILL" not in code:  # which leaves no time to send what was written in the same millisecond
+        assert result["stdout"] == "before\n"
+    assert result["stateLost"]["during"]
+    assert after["stateLost"]["before"]
+    assert after["stdout"] == "False True\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_session_whose_agent_is_gone_is_lost_and_replaced(session: Session, number: signal.Signals) -> None:
+    session.value("x = 1")
+    lost = session.sandbox
+
+    answer = session.request("POST", "/executions", json={"code": f"import os; os.kill(os.getppid(), {int(number)})"})
+    after = session.run("'x' in globals()")["result"]
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "SandboxLost")
+    assert (session.sandbox != lost, after["executionResult"]) == (True, False)
+    assert after["stateLost"]["before"]
+    until(lambda: not sandbox_processes(lost))
+
+
+# --- output
+
+
+def test_a_gigabyte_of_output_is_cut_and_flagged_and_costs_the_gateway_nothing(
+    gateway: Gateway, session: Session
+) -> None:
+    session.value("1")
+    before = gateway.memory
+
+    answer = session.run("print('begin')\nfor _ in range(1000): print('x' * 10**6)\nprint('end')", timeoutInSeconds=200)
+
+    result = answer["result"]
+    assert answer["status"] == "Succeeded", result["stderr"]
+    assert result["stdout"].startswith("begin\n")
+    assert result["stdout"].endswith("\nend\n")
+    assert result["truncated"]["stdout"] + result["truncated"]["outputs"] > 999 * 10**6
+    assert gateway.memory - before < 64 << 20
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "kernel = get_ipython().kernel\n"
+        "kernel.session.send(kernel.iopub_socket, 'status', {'execution_state': 'idle'}, parent=kernel.get_parent())",
+        "import shutil, glob\nfor path in glob.glob('/tmp/k*'): shutil.rmtree(path)",
+        "import sys; sys.stdout = sys.stderr = sys.displayhook = None",
+        "import IPython, ipykernel.kernelbase as k; k.Kernel.execute_request = None; IPython.get_ipython = None",
+        "import os; [os.close(fd) for fd in (0,)]",
+    ],
+)
+def test_tampering_with_the_kernel_harms_no_later_call(session: Session, code: str) -> None:
+    session.run(code)
+
+    assert session.run("print('mine')", timeoutInSeconds=10)["result"]["stdout"] in ("mine\n", "")
+    assert session.run("print('mine too')", timeoutInSeconds=10)["status"] in ("Succeeded", "Failed")
+
+
+def test_a_thread_that_prints_after_its_call_leaks_into_no_other(session: Session) -> None:
+    code = "import threading, time\ngo = threading.Event()\ndef late(): go.wait(); print('late', flush=True)\n"
+    session.submit(code + "t = threading.Thread(target=late); t.start()", "starter")
+
+    second: dict[str, Any] = session.run("go.set(); t.join(); print('second')")
+
+    assert second["result"]["stdout"] == "second\n"
+    until(lambda: session.poll("starter")["result"]["stdout"] == "late\n")
