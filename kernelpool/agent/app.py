@@ -251,24 +251,34 @@ class ContentHandler(ActivatedHandler):
     """A body of any size passes through; at most one chunk is in memory."""
 
     upload: Upload | None = None
+    error: KernelpoolError | None = None
+    """Of the upload. It is told when the body is through: who still writes does not read."""
+    _counted = False
 
     def prepare(self) -> None:
         super().prepare()
         if self.request.method == "PUT":
-            path = WorkspacePath.parse_file(self.path.text)
             self.sandbox.transfers.count += 1
             self._counted = True
             # The caller sets the limit: what the workspace holds is bounded by its own size.
             self.request.connection.set_max_body_size(1 << 50)  # type: ignore[union-attr]
-            self.upload = self.sandbox.workspace.create(path)
-
-    _counted = False
+            try:
+                self.upload = self.sandbox.workspace.create(WorkspacePath.parse_file(self.path.text))
+            except KernelpoolError as error:
+                self.error = error
 
     def data_received(self, chunk: bytes) -> None:
-        if self.upload is not None:
+        if self.upload is None or self.error is not None:
+            return
+        try:
             self.upload.write(chunk)
+        except KernelpoolError as error:
+            self.error = error
+            self.upload.abort()
 
     def put(self) -> None:
+        if self.error is not None:
+            raise self.error
         assert self.upload is not None
         self.finish(encode(self.upload.commit()))
 

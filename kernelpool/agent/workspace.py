@@ -138,7 +138,7 @@ class Workspace:
                 os.scandir(directory) as it,
             ):
                 for entry in it:
-                    if entry.name.startswith("." if not hidden else TEMPORARY) or not _is_utf8(entry.name):
+                    if entry.name.startswith("." if not hidden else TEMPORARY) or not _has_address(entry.name):
                         continue
                     path = f"{inside}/{entry.name}" if inside else entry.name
                     yield entry, path
@@ -198,10 +198,11 @@ def _info(path: str, found: os.stat_result) -> FileInfo:
     return FileInfo(path, stat.S_ISDIR(found.st_mode), found.st_size, found.st_mtime)
 
 
-def _is_utf8(name: str) -> bool:
+def _has_address(name: str) -> bool:
+    """Whether anybody could ask for it: names that are no text, or hold control characters, are for the code alone."""
     try:
-        name.encode()
-    except UnicodeEncodeError:
+        WorkspacePath.parse(name)
+    except InvalidPath:
         return False
     return True
 

@@ -449,3 +449,11 @@ async def test_a_notice_of_activation_is_told_to_the_first_execution_only() -> N
         first, second = await run(agent, "1"), await run(agent, "2")
 
         assert (first.state_lost_before, second.state_lost_before) == ("the sandbox ran out of memory", None)
+
+
+async def test_an_upload_that_is_refused_says_why_after_its_body(agent: HttpAgent) -> None:
+    await run(agent, "import os; os.mkdir('d')")
+
+    with pytest.raises(InvalidRequest, match="is a directory"):
+        await agent.write_file(WorkspacePath.parse("d"), chunks(*[b"x" * (1 << 20)] * 20))
+    assert (await agent.status()).ready

@@ -98,8 +98,9 @@ def test_list_shows_what_is_there_in_order(workspace: Workspace) -> None:
     assert [info.directory for info in deep] == [".", ".", "b"]
 
 
-def test_names_that_are_no_text_are_left_out(workspace: Workspace) -> None:
-    Path(os.fsdecode(os.fsencode(workspace.root) + b"/\xff")).touch()
+def test_names_that_nobody_could_ask_for_are_left_out(workspace: Workspace) -> None:
+    for name in (b"\xff", b"new\nline", b"back\\slash"):
+        Path(os.fsdecode(os.fsencode(workspace.root) + b"/" + name)).touch()
 
     assert workspace.list(WorkspacePath(""), recursive=True) == []
 
