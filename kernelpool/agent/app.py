@@ -17,129 +17,18 @@ PUT    /v1/file/content?path=               → FileInfo
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
-import logging
-import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
-from typing import Any
 
-from tornado.iostream import StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+from tornado.web import Application
 
-from kernelpool.agent.executions import Executions
-from kernelpool.agent.lease import Lease
+from kernelpool.agent.base import ActivatedHandler, Handler, NoRoute, Sandbox, encode
+from kernelpool.agent.files import ContentHandler, FileHandler, FilesHandler
 from kernelpool.agent.run import Run
-from kernelpool.agent.workspace import Upload, Workspace
-from kernelpool.errors import Conflict, InvalidRequest, KernelpoolError, NotFound, RangeNotSatisfiable, Unauthorized
-from kernelpool.models import Activation, AgentStatus, ExecuteRequest, FileInfo, WorkspacePath
-
-log = logging.getLogger(__name__)
+from kernelpool.errors import Conflict
+from kernelpool.models import Activation, AgentStatus, ExecuteRequest
 
 KEEP_ALIVE = 5.0
 """Seconds between signs of life on an answer that takes long."""
-CHUNK = 256 << 10
-JSON = "application/json"
-
-
-@dataclass(frozen=True, slots=True)
-class Sandbox:
-    """What the handlers share."""
-
-    secret: str
-    executions: Executions
-    workspace: Workspace
-    lease: Lease
-    transfers: Transfers
-
-
-class Transfers:
-    """How many file transfers are under way: they are activity, too."""
-
-    def __init__(self, touch: Callable[[], None]) -> None:
-        self.count = 0
-        self._touch = touch
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
-            self._touch()
-
-
-def encode(value: Any) -> bytes:
-    """JSON of our dataclasses, without copying what is in them."""
-    return json.dumps(value, default=_plain, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):
-        return value.value
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-class Handler(RequestHandler):
-    """Checks the secret, turns errors into JSON."""
-
-    def initialize(self, sandbox: Sandbox) -> None:
-        self.sandbox = sandbox
-
-    def prepare(self) -> None:
-        given = self.request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self.sandbox.secret}".encode()):
-            raise Unauthorized("wrong secret")
-        self.sandbox.lease.heard()
-
-    def set_default_headers(self) -> None:
-        self.set_header("Content-Type", JSON)
-        self.clear_header("Server")
-
-    def compute_etag(self) -> None:
-        """None: nobody asks conditionally, and hashing every answer costs."""
-
-    def body(self, kind: Callable[..., Any]) -> Any:
-        """The request's JSON body as a `kind`. Raises `InvalidRequest`."""
-        try:
-            return kind(**json.loads(self.request.body))
-        except (TypeError, ValueError) as error:
-            raise InvalidRequest(f"body: {error}") from None
-
-    @property
-    def path(self) -> WorkspacePath:
-        return WorkspacePath.parse(self.get_query_argument("path", "", strip=False))
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        error = kwargs["exc_info"][1] if "exc_info" in kwargs else None
-        if isinstance(error, HTTPError):
-            error = InvalidRequest(f"HTTP {error.status_code}")
-        elif not isinstance(error, KernelpoolError):
-            log.error("request failed", exc_info=kwargs.get("exc_info"))
-            error = KernelpoolError("the agent failed")
-        self.set_status(error.status)
-        self.finish(encode({"code": error.code, "message": error.message}))
-
-    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if not isinstance(value, KernelpoolError | HTTPError | StreamClosedError):
-            super().log_exception(typ, value, tb)
-
-    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        if self._headers_written:  # an answer under way is cut off: its reader must not take it for complete
-            self.request.connection.stream.close()  # type: ignore[union-attr]
-            return
-        super().send_error(status_code, **kwargs)
-
-
-class NoRoute(Handler):
-    def prepare(self) -> None:
-        super().prepare()
-        raise NotFound("no such route")
 
 
 class StatusHandler(Handler):
@@ -172,15 +61,6 @@ class ActivateHandler(Handler):
         if activation.notice:
             self.sandbox.executions.note_loss(activation.notice)
         self.set_status(204)
-
-
-class ActivatedHandler(Handler):
-    """Nothing of a session happens before the sandbox is one."""
-
-    def prepare(self) -> None:
-        super().prepare()
-        if self.sandbox.lease.activation is None:
-            raise Conflict("this sandbox is not activated")
 
 
 class ExecutionsHandler(ActivatedHandler):
@@ -225,115 +105,6 @@ class RestartHandler(ActivatedHandler):
     async def post(self) -> None:
         await self.sandbox.executions.kernel.restart("the kernel was restarted on request")
         self.set_status(204)
-
-
-class FilesHandler(ActivatedHandler):
-    async def get(self) -> None:
-        recursive = self.get_query_argument("recursive", "0") == "1"
-        with self.sandbox.transfers.one():
-            found = await asyncio.to_thread(self.sandbox.workspace.list, self.path, recursive=recursive)
-        await self.finish(encode({"files": found}))
-
-
-class FileHandler(ActivatedHandler):
-    def get(self) -> None:
-        with self.sandbox.transfers.one():
-            self.finish(encode(self.sandbox.workspace.info(self.path)))
-
-    async def delete(self) -> None:
-        with self.sandbox.transfers.one():
-            await asyncio.to_thread(self.sandbox.workspace.delete, self.path)
-        self.set_status(204)
-
-
-@stream_request_body
-class ContentHandler(ActivatedHandler):
-    """A body of any size passes through; at most one chunk is in memory."""
-
-    upload: Upload | None = None
-    error: KernelpoolError | None = None
-    """Of the upload. It is told when the body is through: who still writes does not read."""
-    _counted = False
-
-    def prepare(self) -> None:
-        super().prepare()
-        if self.request.method == "PUT":
-            self.sandbox.transfers.count += 1
-            self._counted = True
-            # The caller sets the limit: what the workspace holds is bounded by its own size.
-            self.request.connection.set_max_body_size(1 << 50)  # type: ignore[union-attr]
-            try:
-                self.upload = self.sandbox.workspace.create(WorkspacePath.parse_file(self.path.text))
-            except KernelpoolError as error:
-                self.error = error
-
-    def data_received(self, chunk: bytes) -> None:
-        if self.upload is None or self.error is not None:
-            return
-        try:
-            self.upload.write(chunk)
-        except KernelpoolError as error:
-            self.error = error
-            self.upload.abort()
-
-    def put(self) -> None:
-        if self.error is not None:
-            raise self.error
-        assert self.upload is not None
-        self.finish(encode(self.upload.commit()))
-
-    async def get(self) -> None:
-        with self.sandbox.transfers.one():
-            file, info = self.sandbox.workspace.open(self.path)
-            with file:
-                start, stop = byte_range(self.request.headers.get("Range"), info)
-                if self.request.headers.get("Range"):
-                    self.set_status(206)
-                    self.set_header("Content-Range", f"bytes {start}-{stop - 1}/{info.size}")
-                self.set_header("Content-Type", "application/octet-stream")
-                self.set_header("Content-Length", str(stop - start))
-                self.set_header("X-File", encode(info).decode())
-                file.seek(start)
-                await self.flush()
-                await self._send(file, stop - start)
-
-    async def _send(self, file: Any, left: int) -> None:
-        while left > 0:
-            chunk = file.read(min(CHUNK, left))
-            if not chunk:  # it shrank while we read: cut the answer off rather than pad it
-                self.request.connection.stream.close()  # type: ignore[union-attr]
-                return
-            left -= len(chunk)
-            self.write(chunk)
-            await self.flush()
-
-    def on_finish(self) -> None:
-        if self.upload is not None:
-            self.upload.abort()
-        if self._counted:
-            self._counted = False
-            self.sandbox.transfers.count -= 1
-            self.sandbox.executions.touch()
-
-    def on_connection_close(self) -> None:
-        self.on_finish()
-
-
-def byte_range(header: str | None, info: FileInfo) -> tuple[int, int]:
-    """The bytes start..stop that a Range header asks of a file. Raises `RangeNotSatisfiable`."""
-    if not header:
-        return 0, info.size
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
-    if not match or match.group(0) == "bytes=-":
-        raise RangeNotSatisfiable("only one range of the form bytes=a-b is served")
-    first, last = match.groups()
-    if not first:
-        start, stop = max(0, info.size - int(last)), info.size
-    else:
-        start, stop = int(first), min(info.size, int(last) + 1 if last else info.size)
-    if start >= stop:
-        raise RangeNotSatisfiable(f"the file has {info.size} bytes")
-    return start, stop
 
 
 def make_app(sandbox: Sandbox) -> Application:

@@ -22,7 +22,8 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets, bind_unix_socket
 
-from kernelpool.agent.app import Sandbox, Transfers, make_app
+from kernelpool.agent.app import make_app
+from kernelpool.agent.base import Sandbox, Transfers
 from kernelpool.agent.executions import Executions
 from kernelpool.agent.lease import Lease
 from kernelpool.agent.workspace import Workspace
