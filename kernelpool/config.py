@@ -113,7 +113,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """`KERNELPOOL_A__B=c` → `{"a": {"b": "c"}}`; an empty one counts as not set. Types are pydantic's business."""
     values: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or not value:
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or not value or _is_service_link(name, value):
             continue
         *parents, last = name.removeprefix(PREFIX).lower().split("__")
         table = values
@@ -123,6 +123,11 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
                 raise InvalidRequest(f"environment: {name} contradicts another variable")
         table[last] = value
     return values
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    """What Kubernetes tells of a Service that happens to be called kernelpool: KERNELPOOL_PORT=tcp://… and the like."""
+    return name.startswith((f"{PREFIX}SERVICE_", f"{PREFIX}PORT_")) or value.startswith(("tcp://", "udp://"))
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

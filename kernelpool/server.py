@@ -267,6 +267,6 @@ def _greet(settings: Settings, port: int, token: str | None, say: Say) -> None:
     say("Try it:\n")
     say(
         f"curl '{endpoint}/executions?api-version=2025-10-02-preview&identifier=demo-1' "
-        f'-H "Authorization: Bearer {token or "$TOKEN"}" '
+        f'-H "Authorization: Bearer {token or "$KERNELPOOL_TOKEN"}" '
         "-H 'Content-Type: application/json' -d '{\"code\": \"1 + 1\"}'\n"
     )

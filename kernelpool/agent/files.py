@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from dataclasses import asdict
 from typing import Any
 
 from tornado.web import stream_request_body
@@ -81,7 +83,7 @@ class ContentHandler(ActivatedHandler):
                     self.set_header("Content-Range", f"bytes {start}-{stop - 1}/{info.size}")
                 self.set_header("Content-Type", "application/octet-stream")
                 self.set_header("Content-Length", str(stop - start))
-                self.set_header("X-File", encode(info).decode())
+                self.set_header("X-File", json.dumps(asdict(info)))  # ASCII, as a header must be
                 file.seek(start)
                 await self.flush()
                 await self._send(file, stop - start)

@@ -138,9 +138,9 @@ class Workspace:
                 os.scandir(directory) as it,
             ):
                 for entry in it:
-                    if entry.name.startswith("." if not hidden else TEMPORARY) or not _has_address(entry.name):
-                        continue
                     path = f"{inside}/{entry.name}" if inside else entry.name
+                    if entry.name.startswith("." if not hidden else TEMPORARY) or not _has_address(path):
+                        continue
                     yield entry, path
                     if recursive and entry.is_dir(follow_symlinks=False):
                         pending.append((entry.path, path))
@@ -198,10 +198,11 @@ def _info(path: str, found: os.stat_result) -> FileInfo:
     return FileInfo(path, stat.S_ISDIR(found.st_mode), found.st_size, found.st_mtime)
 
 
-def _has_address(name: str) -> bool:
-    """Whether anybody could ask for it: names that are no text, or hold control characters, are for the code alone."""
+def _has_address(path: str) -> bool:
+    """Whether anybody could ask for it: names that are no text, hold control characters or are too long together
+    are for the code alone."""
     try:
-        WorkspacePath.parse(name)
+        WorkspacePath.parse(path)
     except InvalidPath:
         return False
     return True

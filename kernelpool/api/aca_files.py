@@ -9,10 +9,10 @@ from kernelpool.api import resources
 from kernelpool.api.aca_handler import AcaHandler
 from kernelpool.api.base import Collaborators, log
 from kernelpool.api.downloads import HEADERS, content_disposition, content_range, parse_range
-from kernelpool.api.multipart import FileStart, MultipartReader, Piece, Pipe, RawReader, Reader
+from kernelpool.api.multipart import FileStart, MislabelledReader, MultipartReader, Piece, Pipe, RawReader, Reader
 from kernelpool.api.quirks import percent_encodes_file_names
 from kernelpool.errors import InvalidRequest, KernelpoolError, PayloadTooLarge, RangeNotSatisfiable
-from kernelpool.models import FileInfo, WorkspacePath
+from kernelpool.models import WORKSPACE, FileInfo, WorkspacePath
 
 FRAMING = 1 << 20
 """Bytes of an upload that may be something else than its files: boundaries, headers, form fields."""
@@ -23,12 +23,30 @@ STALL_SECONDS = 60.0
 
 class _Handler(AcaHandler):
     def listed(self) -> WorkspacePath:
-        """The directory that `?path=` names; the workspace itself without it."""
-        return WorkspacePath.parse(self.query.text("path") or "")
+        """The directory that `?path=` names; the workspace itself without it, or for "/", as Azure's CLI has it."""
+        text = self.query.text("path") or ""
+        return WorkspacePath.parse(text if text.startswith(WORKSPACE) else text.lstrip("/"))
 
     def named(self, name: str) -> WorkspacePath:
         """A file by a name that is relative to `?path=`, or absolute in the workspace."""
         return WorkspacePath.parse_file(name) if name.startswith("/") else self.listed().child(name)
+
+    async def look_at(self, name: str) -> None:
+        async with self.gateway.find(self.principal, self.pool.name, self.identifier) as session:
+            self.describe_session(session)
+            file = await session.file_info(self.named(name))
+        if self.query.wants_legacy_shape:
+            self.answer({"value": [resources.legacy_file(file, self.listed())]})
+        else:
+            self.answer(resources.modern_file(file, self.listed()))
+
+    async def remove(self, name: str) -> None:
+        async with self.gateway.find(self.principal, self.pool.name, self.identifier) as session:
+            await session.delete_file(self.named(name))
+        if self.query.wants_legacy_shape:
+            self.answer({"message": "file deleted successfully"})
+        else:
+            self.answer_nothing()
 
 
 class _ReceivingHandler(_Handler):
@@ -49,8 +67,11 @@ class _ReceivingHandler(_Handler):
     def reader(self) -> Reader:
         """Raises `InvalidRequest` when the headers announce what cannot be read."""
         headers = self.request.headers
+        content_type = headers.get("Content-Type", "")
+        if content_type.lower().startswith("application/json"):
+            return MislabelledReader(content_type)
         encoded = percent_encodes_file_names(headers.get("User-Agent", ""))
-        return MultipartReader(headers.get("Content-Type", ""), percent_encoded_names=encoded)
+        return MultipartReader(content_type, percent_encoded_names=encoded)
 
     async def accept(self) -> None:
         await super().accept()
@@ -153,10 +174,16 @@ class FilesHandler(_ReceivingHandler):
 
 
 class UploadHandler(_ReceivingHandler):
-    """The upload of old."""
+    """The upload of old; what is not an upload is about a file of that name."""
 
     async def post(self, pool: str) -> None:
         await self.serve(self._upload())
+
+    async def get(self, pool: str) -> None:
+        await self.serve(self.look_at("upload"))
+
+    async def delete(self, pool: str) -> None:
+        await self.serve(self.remove("upload"))
 
     async def _upload(self) -> None:
         self.answer(resources.legacy_listing(await self.received(), self.listed()))
@@ -166,27 +193,10 @@ class FileHandler(_Handler):
     """One file or directory: what is known of it, and its end."""
 
     async def get(self, pool: str, name: str) -> None:
-        await self.serve(self._get(name))
+        await self.serve(self.look_at(name))
 
     async def delete(self, pool: str, name: str) -> None:
-        await self.serve(self._delete(name))
-
-    async def _get(self, name: str) -> None:
-        async with self.gateway.find(self.principal, self.pool.name, self.identifier) as session:
-            self.describe_session(session)
-            file = await session.file_info(self.named(name))
-        if self.query.wants_legacy_shape:
-            self.answer({"value": [resources.legacy_file(file, self.listed())]})
-        else:
-            self.answer(resources.modern_file(file, self.listed()))
-
-    async def _delete(self, name: str) -> None:
-        async with self.gateway.find(self.principal, self.pool.name, self.identifier) as session:
-            await session.delete_file(self.named(name))
-        if self.query.wants_legacy_shape:
-            self.answer({"message": "file deleted successfully"})
-        else:
-            self.answer_nothing()
+        await self.serve(self.remove(name))
 
 
 class ContentHandler(_ReceivingHandler):

@@ -120,7 +120,11 @@ class ApiHandler(RequestHandler):
     async def _nothing(self, *_: Any, **__: Any) -> None:
         """A method that a handler does not have; `check_method` has refused it by now."""
 
-    head = get = post = put = patch = delete = options = _nothing
+    get = post = put = patch = delete = options = _nothing
+
+    async def head(self, *path: Any, **named: Any) -> None:
+        """As GET; Tornado leaves the body out."""
+        await self.get(*path, **named)
 
     # The life of a request.
 
@@ -233,7 +237,7 @@ class ApiHandler(RequestHandler):
         return [
             name
             for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-            if getattr(type(self), name.lower()) is not getattr(ApiHandler, name.lower())
+            if _overrides(type(self), "get" if name == "HEAD" else name.lower())
         ]
 
     def _problem(self, error: InvalidBody) -> dict[str, Any]:
@@ -286,6 +290,10 @@ class ApiHandler(RequestHandler):
     def _facts(self) -> dict[str, Any]:
         """Without the query: it holds the session's identifier, which is as good as a key."""
         return {"trace_id": self.trace_id, "method": self.request.method, "path": self.request.path}
+
+
+def _overrides(handler: type[ApiHandler], method: str) -> bool:
+    return getattr(handler, method) is not getattr(ApiHandler, method)
 
 
 class UnsupportedEncoding(InvalidRequest):

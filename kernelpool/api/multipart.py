@@ -17,6 +17,7 @@ from python_multipart.multipart import parse_options_header
 from kernelpool.errors import InvalidFileName, InvalidRequest
 
 MAX_PARTS = 100
+MAX_BOUNDARY = 72  # RFC 2046: 70, and the two dashes before it
 
 _EXTENDED_NAME = re.compile(rb"(?i)filename\*=utf-8''([^;\s]+)")
 """What .NET adds to an encoded word in `filename`; RFC 7578 forbids both."""
@@ -62,6 +63,31 @@ class RawReader:
 
     def finish(self) -> list[Piece]:
         return [*self._start, FileEnd()]
+
+
+class MislabelledReader:
+    """multipart/form-data under another Content-Type, told by its first line: Semantic Kernel for Python leaves the
+    application/json of its last call on its client when it uploads."""
+
+    def __init__(self, content_type: str) -> None:
+        self._content_type = content_type
+        self._start = bytearray()
+        self._reader: MultipartReader | None = None
+
+    def feed(self, chunk: bytes) -> list[Piece]:
+        if self._reader is not None:
+            return self._reader.feed(chunk)
+        self._start += chunk
+        line, newline, _ = self._start.partition(b"\r\n")
+        if not newline and len(self._start) <= MAX_BOUNDARY:
+            return []
+        boundary = line[2:].decode("ascii", "replace")
+        told = line.startswith(b"--") and re.fullmatch(r"[\w'()+,./:=? -]{1,70}", boundary, re.ASCII)
+        self._reader = MultipartReader(f'multipart/form-data; boundary="{boundary}"' if told else self._content_type)
+        return self._reader.feed(bytes(self._start))
+
+    def finish(self) -> list[Piece]:
+        return (self._reader or MultipartReader(self._content_type)).finish()
 
 
 class MultipartReader:
@@ -145,14 +171,15 @@ class MultipartReader:
 def file_name_of(disposition: bytes) -> str | None:
     """The file name of a part's Content-Disposition; None for a form field."""
     _, options = parse_options_header(disposition)
-    if b"filename" not in options:
+    plain = options.get(b"filename")
+    extended = _EXTENDED_NAME.search(disposition) if plain is None or plain.startswith(b"=?") else None
+    if plain is None and extended is None:
         return None
-    extended = _EXTENDED_NAME.search(disposition) if options[b"filename"].startswith(b"=?") else None
     try:
         if extended:
             return unquote_to_bytes(extended[1]).decode()
         # Browsers and urllib3 write a quote in a name as %22; nothing else of theirs is encoded.
-        name = options[b"filename"].decode().replace("%22", '"')
+        name = (plain or b"").decode().replace("%22", '"')
     except UnicodeDecodeError:
         raise InvalidFileName("file name is not UTF-8") from None
     if not name:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from kernelpool.errors import InvalidApiVersion, InvalidIdentifierLength, InvalidRequest
 
-_API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?", re.ASCII)
+_API_VERSION = re.compile(r"\d{4}-\d{2}-\d{2}(-preview)?", re.ASCII | re.IGNORECASE)
 LAST_LEGACY_VERSION = "2024-08-02-preview"
 """Up to this one `GET /files` answers in the old shape. Everything else goes by the route."""
 
@@ -58,7 +58,9 @@ class Query:
 
     @property
     def identifier(self) -> str | None:
-        return self.text("identifier")
+        """Some clients send it as it is. A plus sign may stand in one, and reads as a space; a space never may."""
+        text = self.text("identifier")
+        return text and text.replace(" ", "+")
 
     @property
     def api_version(self) -> str:
@@ -68,7 +70,7 @@ class Query:
             raise InvalidApiVersion("The api-version query parameter is missing.")
         if not _API_VERSION.fullmatch(text):
             raise InvalidApiVersion("The api-version must look like 2025-10-02-preview.")
-        return text
+        return text.lower()
 
     @property
     def wants_legacy_shape(self) -> bool:

@@ -51,6 +51,7 @@ class ExecutionMachine:
         self._idle_at: float | None = None
         self._ended = False
         self._error_seen = False
+        self._reply_error: ErrorOutput | None = None
 
     @property
     def phase(self) -> Phase:
@@ -67,6 +68,7 @@ class ExecutionMachine:
     def end(self) -> None:
         """The driver's word that nothing more is waited for: the kernel died, or it settled long enough."""
         self._ended = True
+        self._tell_reply_error()
 
     def receive_reply(self, message: Message, now: float) -> None:
         """The shell's `execute_reply`. A second one changes nothing: it is forged."""
@@ -77,14 +79,16 @@ class ExecutionMachine:
         status = message.content.get("status")
         self.reply_status = status if status in ("ok", "error", "aborted") else "error"
         self.execution_count = self.execution_count or outputs.count_of(message.content)
-        if self.reply_status == "error" and not self._error_seen:
-            self._error(outputs.error_output(message.content))
+        if self.reply_status == "error":
+            self._reply_error = outputs.error_output(message.content)
+        self._tell_reply_error()
 
     def receive_iopub(self, message: Message, now: float) -> None:
         """`now` is on any clock that only goes forward, in seconds."""
         if message.msg_type == "status":
             if message.content.get("execution_state") == "idle":
                 self._idle, self._idle_at = True, now
+                self._tell_reply_error()
             return
         handle = _HANDLERS.get(message.msg_type)
         if handle is None:
@@ -106,6 +110,12 @@ class ExecutionMachine:
     def _error(self, error: ErrorOutput) -> None:
         self._error_seen = True
         self.log.output(outputs.to_json(error))
+
+    def _tell_reply_error(self) -> None:
+        """The reply repeats the error that IOPub tells, and often comes before it: only at the end is it known
+        whether it was told."""
+        if self.phase is Phase.DONE and self._reply_error is not None and not self._error_seen:
+            self._error(self._reply_error)
 
     def _clear(self, message: Message) -> None:
         self.log.clear_output(message.content.get("wait") is True)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 
 from kernelpool.api import http_server
-from tests.api.conftest import TOKEN, Api, api_of
+from tests.api.conftest import TOKEN, VERSION, Api, api_of
 
 MANY = 50
 
@@ -129,7 +129,6 @@ async def test_an_identifier_of_the_wrong_length_is_refused(api: Api, identifier
 @pytest.mark.parametrize(
     "identifier",
     [
-        "ab cd",
         "abcd\0",
         "abcd\r\nX: 1",
         unicodedata.normalize("NFC", "caf\u00e9s"),
@@ -459,3 +458,35 @@ async def test_many_identifiers_beyond_the_maximum_are_429_and_leave_nothing(tmp
         assert statuses.count(200) == 2
         assert statuses.count(429) == MANY - 2
         assert len(api.backend.sandboxes) == 2
+
+
+# --- what clients do that the contract does not say
+
+
+async def test_a_plus_in_an_identifier_may_come_as_it_is(api: Api) -> None:
+    await api.run("1", identifier="a+b+c")
+
+    async with api.http.get(
+        f"{api.base}/session?api-version={VERSION}&identifier=a+b+c", headers={"Authorization": f"Bearer {TOKEN}"}
+    ) as response:
+        assert (await response.json())["identifier"] == "a+b+c"
+
+
+async def test_a_version_may_be_in_any_case(api: Api) -> None:
+    assert (await api.run("print(1)", version="2024-02-02-Preview"))["status"] == "Succeeded"
+
+
+async def test_head_is_get_without_a_body(api: Api) -> None:
+    await api.run("1")
+
+    for url in (f"http://127.0.0.1:{api.port}/healthz", f"{api.base}/session?api-version={VERSION}&identifier=abcd-1"):
+        async with api.http.head(url, headers={"Authorization": f"Bearer {TOKEN}"}) as response:
+            assert (response.status, await response.read()) == (200, b"")
+    async with api.request("HEAD", "/executions") as response:
+        assert response.status == 405
+
+
+async def test_behind_a_tls_proxy_the_url_to_poll_is_the_proxys(api: Api) -> None:
+    headers = {"X-Forwarded-Proto": "https", "Host": "127.0.0.1"}
+    async with api.request("POST", "/executions", json={"code": "1"}, headers=headers) as response:
+        assert response.headers["Operation-Location"].startswith("https://127.0.0.1/pools/python/executions/")

@@ -457,3 +457,28 @@ async def test_an_upload_that_is_refused_says_why_after_its_body(agent: HttpAgen
     with pytest.raises(InvalidRequest, match="is a directory"):
         await agent.write_file(WorkspacePath.parse("d"), chunks(*[b"x" * (1 << 20)] * 20))
     assert (await agent.status()).ready
+
+
+async def test_a_file_of_any_name_comes_down(any_agent: Agent) -> None:
+    for name in ("ü日😀.txt", "a b.txt", 'q"uote', "\u2028"):
+        await any_agent.write_file(WorkspacePath.parse(name), chunks(b"0123456789"))
+
+        assert await read(any_agent, name) == b"0123456789"
+        assert await read(any_agent, name, 2, 4) == b"23"
+
+
+async def test_a_directory_too_deep_to_be_named_does_not_break_the_list(agent: HttpAgent) -> None:
+    await run(
+        agent, "import os\nfor _ in range(25): os.mkdir('d' * 200); os.chdir('d' * 200)\nos.chdir(os.environ['HOME'])"
+    )
+
+    found = await agent.list_files(WorkspacePath.parse(""), recursive=True)
+
+    assert 15 < sum("ddd" in info.path for info in found) < 25
+
+
+async def test_an_error_is_told_once_and_last(agent: HttpAgent) -> None:
+    for _ in range(40):
+        execution = await run(agent, "print(1)\n1/0")
+
+        assert [output.type for output in execution.outputs] == ["stream", "error"]

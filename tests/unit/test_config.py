@@ -160,3 +160,13 @@ def test_the_command_line_says_which_setting_is_wrong_and_no_stack(tmp_path: Pat
     assert result.exit_code == 1
     assert "pools.python.redy" in result.output
     assert "Traceback" not in result.output
+
+
+def test_what_kubernetes_tells_of_a_service_of_our_name_is_no_setting() -> None:
+    links = {
+        "KERNELPOOL_PORT": "tcp://10.0.0.1:8080",
+        "KERNELPOOL_PORT_8080_TCP_ADDR": "10.0.0.1",
+        "KERNELPOOL_SERVICE_HOST": "10.0.0.1",
+    }
+
+    assert from_environment(links) == {}

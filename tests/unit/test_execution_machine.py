@@ -22,6 +22,7 @@ IDLE = message("status", execution_state="idle")
 OK = message("execute_reply", status="ok", execution_count=3)
 ERROR = message("execute_reply", status="error", ename="E", evalue="v", traceback=["t"])
 TEXT = message("stream", name="stdout", text="x")
+TOLD = message("error", ename="E", evalue="v", traceback=[])
 
 
 def machine_after(*messages: Message, pace: float = 0) -> ExecutionMachine:
@@ -74,10 +75,14 @@ def test_an_error_that_only_the_reply_tells_becomes_an_output() -> None:
     assert fold(machine_after(ERROR, IDLE).log.after(-1)) == (ErrorOutput("E", "v", ("t",)),)
 
 
-def test_an_error_told_twice_is_one_output() -> None:
-    machine = machine_after(message("error", ename="E", evalue="v", traceback=[]), ERROR, IDLE)
+@pytest.mark.parametrize(
+    "messages",
+    [(TEXT, TOLD, ERROR, IDLE), (ERROR, TEXT, TOLD, IDLE), (TEXT, ERROR, TOLD, IDLE), (TEXT, TOLD, IDLE, ERROR)],
+)
+def test_an_error_told_twice_is_one_output_and_in_its_place(messages: tuple[Message, ...]) -> None:
+    machine = machine_after(*messages)
 
-    assert fold(machine.log.after(-1)) == (ErrorOutput("E", "v"),)
+    assert fold(machine.log.after(-1)) == (StreamOutput("stdout", "x"), ErrorOutput("E", "v"))
 
 
 @pytest.mark.parametrize("count", [-5, 2**63, True, "3", None, [1]])

@@ -76,6 +76,7 @@ def test_form_fields_are_passed_over() -> None:
         (b'form-data; name="file"; filename="a%20b.txt"', "a%20b.txt"),
         (b"form-data; name=file; filename=\"=?utf-8?B?w7wudHh0?=\"; filename*=utf-8''%C3%BC.txt", "ü.txt"),
         (b'form-data; name="file"; filename="kept.txt"; filename*=utf-8\'\'other.txt', "kept.txt"),
+        (b"form-data; name=file; filename*=UTF-8''%C3%BC.txt", "ü.txt"),
     ],
 )
 def test_file_names_as_clients_write_them(disposition: bytes, name: str) -> None:
