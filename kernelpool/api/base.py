@@ -113,8 +113,7 @@ class ApiHandler(RequestHandler):
         return await self.collaborators.authenticator.authenticate(self.request.headers.get_list("Authorization"))
 
     def check_method(self) -> None:
-        method = self.request.method.lower()
-        if getattr(type(self), method) is getattr(ApiHandler, method):
+        if not self._has(self.request.method or ""):
             raise HTTPError(405)
 
     async def _nothing(self, *_: Any, **__: Any) -> None:
@@ -234,11 +233,12 @@ class ApiHandler(RequestHandler):
         return dump_json(error_envelope(code, message, self.trace_id, remedy))
 
     def _methods(self) -> list[str]:
-        return [
-            name
-            for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-            if _overrides(type(self), "get" if name == "HEAD" else name.lower())
-        ]
+        return [name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if self._has(name)]
+
+    def _has(self, method: str) -> bool:
+        """HEAD where there is GET, as RFC 9110 demands."""
+        name = "get" if method == "HEAD" else method.lower()
+        return getattr(type(self), name, None) is not getattr(ApiHandler, name, None)
 
     def _problem(self, error: InvalidBody) -> dict[str, Any]:
         return {
@@ -290,10 +290,6 @@ class ApiHandler(RequestHandler):
     def _facts(self) -> dict[str, Any]:
         """Without the query: it holds the session's identifier, which is as good as a key."""
         return {"trace_id": self.trace_id, "method": self.request.method, "path": self.request.path}
-
-
-def _overrides(handler: type[ApiHandler], method: str) -> bool:
-    return getattr(handler, method) is not getattr(ApiHandler, method)
 
 
 class UnsupportedEncoding(InvalidRequest):
