@@ -154,12 +154,14 @@ class HttpAgent:
     def __init__(self, address: Address, secret: str, *, silence: float = 20.0) -> None:
         """`silence`: seconds without a byte after which the agent counts as lost. It says something every 5 seconds
         while an answer is due."""
+        # No limit on connections: as many as callers have streams open. With one, those streams would make the
+        # heartbeat wait, and so cost the session its sandbox.
         match address:
             case UnixAddress(path):
-                connector: aiohttp.BaseConnector = aiohttp.UnixConnector(path, limit=32, keepalive_timeout=3600)
+                connector: aiohttp.BaseConnector = aiohttp.UnixConnector(path, limit=0, keepalive_timeout=3600)
                 self._base = "http://agent"
             case TcpAddress(host, port):
-                connector = aiohttp.TCPConnector(limit=32, keepalive_timeout=3600)
+                connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3600)
                 self._base = f"http://{host}:{port}"
         self.address = address
         self._http = aiohttp.ClientSession(

@@ -114,7 +114,7 @@ class Executions:
             finally:
                 self._current = None
                 self.touch()
-            self._kept_bytes += run.size
+            self._kept_bytes += run.kept_bytes
             self._forget_old()
 
     async def _perform(self, run: Run) -> None:
@@ -125,7 +125,7 @@ class Executions:
         run.start(notice)
         restarts = self.kernel.restarts
         try:
-            self.kernel.execute(run.request.code, run)
+            run.kernel_request = self.kernel.execute(run.request.code, run)
         except KernelNotReady as error:
             run.lose(str(error))
         stopped_by = await self._wait(run)
@@ -197,8 +197,9 @@ class Executions:
             oldest = next((run for run in self._runs.values() if run.finished.is_set()), None)
             if oldest is None:
                 return
-            self._kept_bytes -= oldest.size
+            self._kept_bytes -= oldest.kept_bytes
             del self._runs[oldest.request.id]
+            self.kernel.forget(oldest.kernel_request)
             self._forgotten[oldest.request.id] = None
             if len(self._forgotten) > MAX_FORGOTTEN:
                 self._forgotten.popitem(last=False)

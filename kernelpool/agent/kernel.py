@@ -83,8 +83,8 @@ class Kernel:
     async def wait_ready(self) -> None:
         await self._ready.wait()
 
-    def execute(self, code: str, receiver: Receiver, *, silent: bool = False) -> None:
-        """Sends the code to the kernel. Raises `KernelNotReady`."""
+    def execute(self, code: str, receiver: Receiver, *, silent: bool = False) -> str:
+        """Sends the code to the kernel. Returns what `forget` wants to know. Raises `KernelNotReady`."""
         content = {
             "code": code,
             "silent": silent,
@@ -95,7 +95,11 @@ class Kernel:
             "stop_on_error": False,
         }
         # The id is random, so code cannot forge output of an execution that has not begun.
-        self._request("shell", "execute_request", content, receiver)
+        return self._request("shell", "execute_request", content, receiver)
+
+    def forget(self, request: str) -> None:
+        """From now on output that still comes of it has no receiver."""
+        self._receivers.pop(request, None)
 
     def interrupt(self) -> None:
         if self._process is None:
@@ -166,7 +170,7 @@ class Kernel:
             with contextlib.suppress(TimeoutError):
                 await _first(asyncio.gather(once.replied, once.heard), process.died, timeout=KNOCK_INTERVAL)
 
-    def _request(self, channel: str, msg_type: str, content: dict[str, Any], receiver: Receiver | None) -> None:
+    def _request(self, channel: str, msg_type: str, content: dict[str, Any], receiver: Receiver | None) -> str:
         if self._codec is None or self._channels is None:
             raise KernelNotReady(self.failure or "the kernel is restarting")
         msg_id = secrets.token_hex(16)
@@ -180,6 +184,7 @@ class Kernel:
             (self._channels.shell if channel == "shell" else self._channels.control).send(frames)
         except zmq.Again:
             raise KernelNotReady("the kernel does not read its requests") from None
+        return msg_id
 
     def _on_shell(self, frames: list[bytes]) -> None:
         if (message := self._decode(frames)) and (receiver := self._receivers.get(message.parent_id)):

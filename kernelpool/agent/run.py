@@ -34,6 +34,10 @@ class Run:
         self.stop: asyncio.Future[EndCause] = loop.create_future()
         """Done when somebody wants it to end early."""
         self.finished = asyncio.Event()
+        self.kernel_request = ""
+        """The kernel's name for it, once it was sent there."""
+        self.kept_bytes = 0
+        """Of output, when it finished."""
         self._look = Execution(request.id, ExecutionState.QUEUED, time.time())
         self._log = EventLog(output_bytes)
         self._machine = ExecutionMachine(self._log, self._decorate)
@@ -47,11 +51,6 @@ class Run:
     @property
     def state(self) -> ExecutionState:
         return self._look.state
-
-    @property
-    def size(self) -> int:
-        """Bytes of output kept."""
-        return self._log.size
 
     @property
     def failed(self) -> bool:
@@ -86,6 +85,7 @@ class Run:
         finished_at = time.time()
         self._change(state=state, cause=cause, message=message, finished_at=finished_at, **facts)
         self._log.state(state)
+        self.kept_bytes = self._log.size
         self.finished.set()
         self._tell()
 

@@ -91,9 +91,10 @@ class EventLog:
         self.next_seq += 1
 
     def update_display(self, display_id: str, data: dict[str, Any], metadata: dict[str, Any], files: list[str]) -> None:
-        if display_id in self._updated:
+        if display_id in self._updated or len(self._updated) >= self._half_events:
             self._forget(lambda event: event.kind == "update_display" and event.data["display_id"] == display_id)
-        self._updated.add(display_id)
+        if len(self._updated) < self._half_events:
+            self._updated.add(display_id)
         body = {"display_id": display_id, "data": data, "metadata": metadata, "files": files}
         size = size_of(body)
         if size > self._half_bytes:

@@ -482,3 +482,16 @@ async def test_an_error_is_told_once_and_last(agent: HttpAgent) -> None:
         execution = await run(agent, "print(1)\n1/0")
 
         assert [output.type for output in execution.outputs] == ["stream", "error"]
+
+
+async def test_the_output_of_forgotten_executions_costs_no_memory() -> None:
+    async with real_agent(history_bytes=1 << 20) as agent:
+        await agent.activate(ACTIVATION)
+        size = "print(next(l for l in open(f'/proc/{__import__(\"os\").getppid()}/status') if 'VmRSS' in l).split()[1])"
+        for _ in range(5):
+            await run(agent, "print('x' * 6 * 10**6)")
+        before = int(stdout(await run(agent, size)))
+        for _ in range(25):
+            await run(agent, "print('x' * 6 * 10**6)")
+
+        assert int(stdout(await run(agent, size))) - before < 60_000
