@@ -36,7 +36,8 @@ class Gateway:
         settings = {"ready": 2, "max_sessions": 12, **pool}
         environment = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
         self._environment = {
-            **os.environ,
+            # Not what the developer has set, the folder for this state included.
+            **{name: value for name, value in os.environ.items() if not name.startswith("KERNELPOOL_")},
             **{f"KERNELPOOL_{name.upper()}": str(value) for name, value in environment.items()},
             **{f"KERNELPOOL_POOLS__PYTHON__{name.upper()}": str(value) for name, value in _flat(settings)},
             "CANARY": canary,
