@@ -12,6 +12,7 @@ _WORDS: dict[str, Any] = {"True": True, "False": False, "None": ""}
 _INT = re.compile(r"-?(?:0|[1-9]\d*)", re.ASCII)
 _FLOAT = re.compile(r"-?\d+(?:\.\d+(?:e[+-]\d+)?|e[+-]\d+)", re.ASCII)
 _STRING = re.compile(r"""'[^'\\\n]*(?:\\.[^'\\\n]*)*'|"[^"\\\n]*(?:\\.[^"\\\n]*)*\"""")
+_NUMPY = re.compile(r"np\.(?:(?:u?int|float)\d+|str_)\((.*)\)|np\.(True|False)_", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.DOTALL)
 _SIMPLE = {"\\": "\\", "'": "'", '"': '"', "n": "\n", "r": "\r", "t": "\t"}
 
@@ -20,8 +21,11 @@ def json_value(text: str, *, nan: str | None = None) -> Any:
     """Primitives (bool, int, float, str) as JSON types; all else as the text itself.
 
     `nan` is what "nan" becomes. Infinities stay text, and so do integers beyond 64 bits, which half of all JSON
-    readers would round. A string that Python could not have written stays text too.
+    readers would round. A string that Python could not have written stays text too. NumPy's scalars count as what
+    they hold, as they did when their repr was that alone: `np.int64(6)`, the sum of a column, is 6.
     """
+    if wrapped := _NUMPY.fullmatch(text):
+        text = wrapped[1] if wrapped[1] is not None else wrapped[2]
     if text in _WORDS:
         return _WORDS[text]
     if text == "nan":
