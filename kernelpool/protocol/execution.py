@@ -96,6 +96,7 @@ class ExecutionMachine:
         if self.phase is not Phase.DONE:
             self._idle = False
         handle(self, message)
+        self.log.dropped_bytes += message.unread
 
     def _input(self, message: Message) -> None:
         self.execution_count = self.execution_count or outputs.count_of(message.content)

@@ -18,6 +18,9 @@ PROTOCOL_VERSION = "5.4"
 MAX_FRAMES = 64
 MAX_DEPTH = 200
 """Nesting of JSON that is let through. Deeper than real output, shallower than what makes encoders recurse to death."""
+MAX_CONTENT = 64 << 20
+"""Bytes of content that are read, which takes five times that in memory: code that shows more must not get the agent
+killed for want of it, and with it the session's files. No output of this size is kept anyway."""
 
 
 class ProtocolError(Exception):
@@ -38,6 +41,8 @@ class Message:
     buffers: tuple[bytes, ...] = field(default=(), repr=False)
     size: int = 0
     """Bytes on the wire, for budgets."""
+    unread: int = 0
+    """Bytes of a content that was too large to be read; a note stands in its place."""
 
 
 class Codec:
@@ -73,15 +78,17 @@ class Codec:
         if not hmac.compare_digest(signature, self._sign(parts)):
             raise ProtocolError("wrong signature")
         header, parent = _loads(raw_header), _loads(raw_parent)
+        unread = len(raw_content) if len(raw_content) > MAX_CONTENT else 0
         return Message(
             msg_id=_text(header, "msg_id"),
             msg_type=_text(header, "msg_type"),
             parent_id=_text(parent, "msg_id") if parent else "",
             header=header,
             metadata=_loads(raw_metadata),
-            content=_loads(raw_content),
+            content=_left_out(unread) if unread else _loads(raw_content),
             buffers=tuple(frames[start + 5 :]),
             size=sum(map(len, frames)),
+            unread=unread,
         )
 
     def _sign(self, parts: Sequence[bytes]) -> bytes:
@@ -98,6 +105,8 @@ def _dumps(value: dict[str, Any]) -> bytes:
 def _loads(raw: bytes) -> dict[str, Any]:
     if raw == b"{}":
         return {}
+    if len(raw) > MAX_CONTENT:
+        raise ProtocolError(f"a part of {len(raw)} bytes")
     text = raw.decode("utf-8", "replace")
     try:
         value = _DECODER.decode(text)
@@ -108,6 +117,13 @@ def _loads(raw: bytes) -> dict[str, Any]:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
     return _without_surrogates(value) if "\\u" in text else value
+
+
+def _left_out(size: int) -> dict[str, Any]:
+    """A content that says so in whatever type of message it stands. Of replies, only those on errors grow like this."""
+    note = f"[an output of {size} bytes was left out: the limit is {MAX_CONTENT}]"
+    shown = {"data": {"text/plain": note}, "name": "stdout", "text": note}
+    return {**shown, "status": "error", "ename": "Error", "evalue": note, "traceback": [note]}
 
 
 def _no_constant(_name: str) -> None:

@@ -12,21 +12,13 @@ import pytest
 from tests.e2e.gateways import STATE, Gateway, Session
 
 
-def traces(state: Path) -> list[str]:
-    """What a gateway without sandboxes must not have left."""
-    left = [str(path) for path in state.glob("*/sandboxes/*")] + [str(path) for path in state.glob("sessions/*.json")]
-    mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(state) in line]
-    sockets = [line for line in Path("/proc/net/unix").read_text().splitlines() if str(state) in line]
-    return left + mounts + sockets
-
-
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), ready=3, max_sessions=40)
     gateway.start()
     yield gateway
     gateway.stop()
-    assert traces(STATE) == []
+    assert gateway.traces() == []
 
 
 @pytest.fixture
@@ -59,7 +51,7 @@ def make_gateway(gateway: Gateway, tmp_path: Path) -> Iterator[Make]:
     yield make
     for each in made:
         each.stop()
-        assert traces(each.state) == []
+        assert each.traces() == []
         _remove(each.state)
 
 

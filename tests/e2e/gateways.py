@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -43,6 +44,8 @@ class Gateway:
             "CANARY": canary,
         }
         self.process: subprocess.Popen[bytes] | None = None
+        self.seen: set[str] = set()
+        """Sandboxes that answered."""
 
     @property
     def endpoint(self) -> str:
@@ -88,6 +91,16 @@ class Gateway:
         command = [sys.executable, "-m", "kernelpool", "--log-level", "error", "cleanup"]
         subprocess.run(command, env=self._environment, cwd=self.log.parent, check=True, timeout=SECONDS)
 
+    def traces(self) -> list[str]:
+        """What it must not have left once it was stopped: records, groups, mounts, sockets, processes."""
+        tag = hashlib.sha256(os.fsencode(self.state / "bubblewrap")).hexdigest()[:8]
+        left = [*self.state.glob("*/sandboxes/*"), *self.state.glob("sessions/*.json")]
+        left += [path for path in Path("/sys/fs/cgroup").glob(f"**/{tag}-*") if path.is_dir()]
+        tables = [Path(name).read_text().splitlines() for name in ("/proc/self/mountinfo", "/proc/net/unix")]
+        lines = [line for lines in tables for line in lines if str(self.state) in line]
+        processes = [_command(pid) for sandbox in self.seen for pid in sandbox_processes(sandbox)]
+        return [*map(str, left), *lines, *processes]
+
     def pool(self) -> dict[str, Any]:
         answer: dict[str, Any] = requests.get(self.endpoint, headers=_headers(), timeout=SECONDS).json()
         return answer
@@ -120,6 +133,7 @@ class Session:
         rest = {"timeout": 300, **rest}
         response = requests.request(method, self.gateway.endpoint + path, params=query, headers=headers, **rest)
         self.sandbox = response.headers.get("x-ms-session-guid", self.sandbox)
+        self.gateway.seen.add(self.sandbox)
         return response
 
     def run(self, code: str, **options: Any) -> dict[str, Any]:
@@ -171,32 +185,40 @@ def until(holds: Callable[[], object], *, seconds: float = SECONDS) -> None:
         time.sleep(0.02)
 
 
-def in_background(call: Callable[[], Any]) -> Callable[[], Any]:
-    """Starts it in a thread; the returned function waits for its result."""
-    result: list[Any] = []
+class Background:
+    """A call in a thread; calling it waits for the result."""
 
-    def run() -> None:
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self._call = call
+        self._result: list[Any] = []
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_running(self) -> bool:
+        return self._thread.is_alive()
+
+    def __call__(self) -> Any:
+        self._thread.join(SECONDS)
+        assert self._result, "it does not come back"
+        if isinstance(self._result[0], BaseException):
+            raise self._result[0]
+        return self._result[0]
+
+    def _run(self) -> None:
         try:
-            result.append(call())
+            self._result.append(self._call())
         except BaseException as error:
-            result.append(error)
+            self._result.append(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
 
-    def join() -> Any:
-        thread.join(SECONDS)
-        assert result, "it does not come back"
-        if isinstance(result[0], BaseException):
-            raise result[0]
-        return result[0]
-
-    return join
+def in_background(call: Callable[[], Any]) -> Background:
+    return Background(call)
 
 
 def sandbox_processes(sandbox: str) -> list[int]:
     """Of the host's numbers, all processes of a sandbox."""
-    roots = [pid for pid in _pids() if f"kernelpool-{sandbox}" in _command(pid)]
+    roots = [pid for pid in _pids() if sandbox and f"kernelpool-{sandbox}" in _command(pid)]
     found = set(roots)
     while True:
         children = {pid for pid in _pids() if _parent(pid) in found} - found

@@ -250,22 +250,67 @@ def test_a_gigabyte_of_output_is_cut_and_flagged_and_costs_the_gateway_nothing(
     assert gateway.memory - before < 64 << 20
 
 
+TAMPERING = {
+    "a forged idle": "send('status', {'execution_state': 'idle'})",
+    "an idle, then output": "send('status', {'execution_state': 'idle'}); print('mine', flush=True)",
+    "a forged reply": "send('execute_reply', {'status': 'ok', 'execution_count': -5})",
+    "text for another call": "send('stream', {'name': 'stdout', 'text': 'forged'},"
+    " {'header': {'msg_id': 'of-another'}})",
+    "a type from the future": "send('x_future', {'a': 1})",
+    "frames that are none": "raw(b'x', b'<IDS|MSG>'); raw(b'')\n"
+    "raw(b'x', b'<IDS|MSG>', b'bad', b'{}', b'{}', b'{}', b'{}')",
+    "a signed abyss": "abyss = b'[' * 200_000 + b']' * 200_000\n"
+    "parts = [kernel.session.pack(kernel.session.msg_header('stream')), b'{}', b'{}', abyss]\n"
+    "raw(b'x', b'<IDS|MSG>', kernel.session.sign(parts), *parts)",
+    "a frame of 300 MB": "raw(b'x', b'<IDS|MSG>', b'x' * (300 << 20))",
+    "an absurd count": "get_ipython().execution_count = 2**63",
+    "deleted sockets": "import shutil, glob\nfor path in glob.glob('/tmp/k*'): shutil.rmtree(path)",
+    "no streams": "import sys; sys.stdout = sys.stderr = sys.displayhook = None",
+    "a closed stdin": "import os; os.close(0)",
+    "a comm flood": "from comm import create_comm\nfor _ in range(1000): create_comm(target_name='x', data='x' * 1000)",
+}
+TOOLS = """
+kernel = get_ipython().kernel
+def send(kind, content, parent=None):
+    kernel.session.send(kernel.iopub_socket, kind, content, parent=parent or kernel.get_parent())
+def raw(*frames): kernel.iopub_socket.send_multipart(list(frames))
+"""
+
+
+@pytest.mark.parametrize("what", sorted(TAMPERING))
+def test_tampering_with_the_kernels_messages_harms_no_call(session: Session, what: str) -> None:
+    session.run("x = 1")
+    tampered = session.run(TOOLS + TAMPERING[what])
+    after = session.run("print('mine'); x")
+
+    assert tampered["status"] == "Succeeded", tampered["result"]["stderr"]
+    assert "forged" not in tampered["result"]["stdout"]
+    assert (after["result"]["stdout"], after["result"]["executionResult"]) == ("mine\n", 1)
+    assert after["result"]["stateLost"]["before"] is None
+
+
 @pytest.mark.parametrize(
     "code",
     [
-        "kernel = get_ipython().kernel\n"
-        "kernel.session.send(kernel.iopub_socket, 'status', {'execution_state': 'idle'}, parent=kernel.get_parent())",
-        "import shutil, glob\nfor path in glob.glob('/tmp/k*'): shutil.rmtree(path)",
-        "import sys; sys.stdout = sys.stderr = sys.displayhook = None",
-        "import IPython, ipykernel.kernelbase as k; k.Kernel.execute_request = None; IPython.get_ipython = None",
-        "import os; [os.close(fd) for fd in (0,)]",
+        "import ipykernel.kernelbase as k, IPython; k.Kernel.execute_request = None; IPython.get_ipython = None",
+        "import os; os.closerange(3, 4096)",
+        "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
     ],
 )
-def test_tampering_with_the_kernel_harms_no_later_call(session: Session, code: str) -> None:
-    session.run(code)
+def test_a_kernel_that_was_broken_is_replaced_and_that_is_told(session: Session, code: str) -> None:
+    answers = [session.run(code, timeoutInSeconds=1), *(session.run("print(5)", timeoutInSeconds=1) for _ in range(2))]
 
-    assert session.run("print('mine')", timeoutInSeconds=10)["result"]["stdout"] in ("mine\n", "")
-    assert session.run("print('mine too')", timeoutInSeconds=10)["status"] in ("Succeeded", "Failed")
+    results = [answer["result"] for answer in answers]
+    assert results[-1]["stdout"] == "5\n"
+    (lost,) = [result for result in results if result["stateLost"]["during"]]
+    assert (lost["cause"], lost["kernelRestarted"]) == ("timed_out", True)
+
+
+def test_input_is_refused_at_once(session: Session) -> None:
+    for code in ("input('name? ')", "import getpass; getpass.getpass()"):
+        answer = session.run(code)
+        assert answer["status"] == "Failed"
+        assert "does not support input" in answer["result"]["stderr"]
 
 
 def test_a_thread_that_prints_after_its_call_leaks_into_no_other(session: Session) -> None:

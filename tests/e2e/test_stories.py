@@ -54,6 +54,31 @@ def test_langchains_tool_gets_a_figure_and_its_file(tool: Any) -> None:
     assert '"base64_data"' not in tool.invoke(code)
 
 
+def test_langchains_figure_is_fetched_byte_for_byte(gateway: Gateway, tool: Any) -> None:
+    answer = tool.execute("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()")
+    (shown,) = [entry.filename for entry in tool.list_files()]
+
+    fetched = gateway.session(tool.session_id).request("GET", f"/files/content/{shown}")
+
+    assert fetched.content == base64.b64decode(answer["result"]["base64_data"])
+    assert fetched.content == tool.download_file(remote_file_path=shown).read()
+
+
+def test_langchains_sessions_are_apart_and_end(gateway: Gateway, tool: Any) -> None:
+    other = type(tool)(
+        pool_management_endpoint=gateway.endpoint,
+        access_token_provider=lambda: TOKEN,
+        session_id=f"langchain-{uuid.uuid4().hex}",
+    )
+    tool.invoke("x = 1")
+
+    assert "NameError" in other.execute("x")["stderr"]
+
+    tool._delete_session_sync(tool.session_id)
+    other._delete_session_sync(other.session_id)
+    assert "NameError" in tool.execute("x")["stderr"]
+
+
 def test_langchains_tool_reads_errors(tool: Any) -> None:
     answer = tool.execute("1/0")
 

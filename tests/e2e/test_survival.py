@@ -43,6 +43,9 @@ def test_kill_9_of_the_gateway_under_load_loses_nothing(make_gateway: Make) -> N
     assert all(session.run("1")["result"]["stateLost"]["before"] is None for session in sessions)
     assert all(session.value("y") == 1 for session in sessions)  # a call whose gateway died ran on, too
     assert everything <= _sandboxes(gateway)  # ready ones were taken over, not thrown away
+    gateway.wait_warm()
+    pool = gateway.pool()
+    assert len(_sandboxes(gateway)) == pool["ready"] + pool["sessions"]  # and nothing lives that nobody knows
 
 
 def test_sessions_that_die_while_no_gateway_runs_are_told_of(make_gateway: Make) -> None:

@@ -92,3 +92,12 @@ def test_an_absurd_execution_count_is_none(count: object) -> None:
 
 def test_a_status_that_is_none_of_the_protocols_is_a_failure() -> None:
     assert machine_after(message("execute_reply", status={"a": 1})).failed
+
+
+def test_an_output_that_was_not_read_counts_as_dropped() -> None:
+    big = Message("id", "display_data", "parent", {}, {}, {"data": {"text/plain": "a note"}}, unread=10**8)
+
+    machine = machine_after(big, OK, IDLE)
+
+    assert machine.log.dropped_bytes == 10**8
+    assert len(fold(machine.log.after(-1))) == 1

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client.session import Session
 
-from kernelpool.protocol.messages import DELIMITER, Codec, Message, ProtocolError
+from kernelpool.protocol.messages import DELIMITER, MAX_CONTENT, Codec, Message, ProtocolError
 
 KEY = b"key"
 
@@ -101,3 +101,21 @@ def test_no_bytes_make_it_raise_anything_else(parts: list[bytes]) -> None:
         except ProtocolError:
             continue
         assert isinstance(message.content, dict)
+
+
+def test_a_content_too_large_to_be_read_is_replaced_by_a_note() -> None:
+    content = b'{"data": {"text/html": "' + b"x" * MAX_CONTENT + b'"}}'
+
+    message = decode_content(content)
+
+    assert message.unread == len(content)
+    assert "was left out" in message.content["data"]["text/plain"]
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_no_other_part_of_a_message_is_that_large(part: int) -> None:
+    parts = [header(), b"{}", b"{}", b"{}"]
+    parts[part] = b'{"x": "' + b"x" * MAX_CONTENT + b'"}'
+
+    with pytest.raises(ProtocolError):
+        Codec(KEY, "s").decode(frames_of(*parts))
