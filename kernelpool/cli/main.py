@@ -1,4 +1,4 @@
-"""The command line: `kernelpool serve`, `doctor`, `cleanup`. The only reader of the environment."""
+"""The root command, and what runs on the machine of the gateway: serve, doctor, cleanup."""
 
 from __future__ import annotations
 
