@@ -23,7 +23,8 @@
     │   ├── ExecutionQueueFull
     │   ├── AllocationTimeout
     │   ├── GatewayDraining
-    │   └── BackendUnavailable
+    │   ├── BackendUnavailable
+    │   └── SandboxUnreachable
     └── Fault                    ours to mend; the caller can only report it
         ├── SandboxLost
         ├── AgentFault
@@ -177,6 +178,13 @@ class GatewayDraining(TryLater):
 
 class BackendUnavailable(TryLater):
     code = "BackendUnavailable"
+
+
+class SandboxUnreachable(TryLater):
+    """The connection broke, the sandbox lives: an execution that was asked for may be running."""
+
+    code = "SandboxUnreachable"
+    remedy = "Send the request again, an execution with the same id: it never runs twice."
 
 
 class Fault(KernelpoolError):

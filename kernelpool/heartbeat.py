@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
-from kernelpool.agents import Agent
-from kernelpool.errors import AgentFault, SandboxLost
+from kernelpool.agents import pulse
+from kernelpool.errors import TryLater
 from kernelpool.life import LiveSession
-from kernelpool.models import AgentStatus
 from kernelpool.pool.launcher import Connected
 from kernelpool.pool.pool import WarmPool
 from kernelpool.sessions import Sessions
@@ -18,24 +19,7 @@ from kernelpool.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 10.0
-TRIES = 3
-"""For a session: its variables are worth some patience. A ready sandbox gets one: another is as good."""
-PAUSE_SECONDS = 5.0
 AT_ONCE = 8
-
-
-async def pulse(agent: Agent, tries: int = TRIES) -> AgentStatus | None:
-    """What the agent says of itself; None when it does not answer, or not as an agent does."""
-    for attempt in range(tries):
-        if attempt:
-            await asyncio.sleep(PAUSE_SECONDS)
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await agent.status()
-        except (SandboxLost, AgentFault, TimeoutError) as error:
-            log.debug("agent did not answer", extra={"attempt": attempt, "error": str(error)})
-    return None
 
 
 class Heartbeat:
@@ -62,16 +46,25 @@ class Heartbeat:
             gate = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
                 for item in self._warm.ready:
-                    group.create_task(self._check_ready(item, gate))
+                    group.create_task(_check(partial(self._check_ready, item), gate))
                 for live in self._sessions:
-                    group.create_task(self._check_session(live, gate))
+                    group.create_task(_check(partial(self._check_session, live), gate))
 
-    async def _check_ready(self, item: Connected, gate: asyncio.Semaphore) -> None:
-        async with gate:
-            if await pulse(item.agent, tries=1) is None:
-                self._warm.discard_ready(item, "does not answer")
+    async def _check_ready(self, item: Connected) -> None:
+        if await pulse(item.agent, tries=1) is None:
+            self._warm.discard_ready(item, "does not answer")
 
-    async def _check_session(self, live: LiveSession, gate: asyncio.Semaphore) -> None:
-        async with gate:
-            if live.ended is None and await pulse(live.agent) is None:
-                await self._sessions.lost(live, "its sandbox fell silent")
+    async def _check_session(self, live: LiveSession) -> None:
+        if live.ended is None and await pulse(live.agent) is None:
+            await self._sessions.lost(live, "its sandbox fell silent", is_certain=True)
+
+
+async def _check(check: Callable[[], Awaitable[None]], gate: asyncio.Semaphore) -> None:
+    """One that fails must not keep the others from being checked."""
+    async with gate:
+        try:
+            await check()
+        except TryLater as error:
+            log.warning("sandbox could not be checked", extra={"error": str(error)})
+        except Exception as error:
+            log.error("sandbox could not be checked", exc_info=error)

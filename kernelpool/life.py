@@ -71,8 +71,11 @@ class LiveSession:
         if not idle < cooldown:
             return
         # At most a second early or late, whatever the agent says: it must not make asking it a busy loop.
-        idle = min(max(idle, 0.0), cooldown - min(1.0, cooldown / 2))
-        self._used_at = max(self._used_at, now - idle)
+        self._used_at = max(self._used_at, now - min(max(idle, 0.0), self._longest_idle))
+
+    def look_again(self, now: float) -> None:
+        """In a second: it could not be asked."""
+        self._used_at = max(self._used_at, now - self._longest_idle)
 
     def next_look(self, now: float) -> float:
         """Until when it lives if nobody uses it after `now`."""
@@ -96,6 +99,10 @@ class LiveSession:
             expires_at=epoch + self.next_look(now),
             sandbox=self.record.sandbox,
         )
+
+    @property
+    def _longest_idle(self) -> float:
+        return self._settings.cooldown - min(1.0, self._settings.cooldown / 2)
 
     def _used_until(self, now: float) -> float:
         return now if self._holds else self._used_at

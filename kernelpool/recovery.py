@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from kernelpool.agents import pulse
 from kernelpool.backends.base import Backend, Sandbox
-from kernelpool.heartbeat import pulse
 from kernelpool.journal import Contents, Journal, Record
 from kernelpool.models import AgentStatus
 from kernelpool.pool.launcher import Connected, Launcher

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 from kernelpool.agents import FileContent
 from kernelpool.errors import (
+    AgentFault,
     ExecutionNotFound,
     GatewayDraining,
     InvalidRequest,
@@ -39,8 +40,11 @@ class Calls:
     def __init__(self) -> None:
         self.draining = False
         self._closed = False
-        # The mutable state: callers of each execution, and the executions that run on whoever leaves.
+        # The mutable state: callers of each execution, those who only watch its events, the executions that lost
+        # their callers while they were watched, and those that run on whoever leaves.
         self._waiting: Counter[Call] = Counter()
+        self._watching: Counter[Call] = Counter()
+        self._left: set[Call] = set()
         self._detached: OrderedDict[Call, None] = OrderedDict()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -72,6 +76,20 @@ class Calls:
             if not self._waiting:
                 self._idle.set()
 
+    @contextmanager
+    def watching(self, session: Session, call: Call) -> Iterator[None]:
+        """While it is watched it runs on, although its caller leaves; it ends with the last who watches."""
+        self._watching[call] += 1
+        try:
+            yield
+        finally:
+            self._watching[call] -= 1
+            if not self._watching[call]:
+                del self._watching[call]
+                if call in self._left:
+                    self._left.discard(call)
+                    self.abandon(session, call[1])
+
     def detach(self, call: Call) -> None:
         """It runs on, whoever leaves."""
         self._detached[call] = None
@@ -80,7 +98,7 @@ class Calls:
             self._detached.popitem(last=False)
 
     def is_wanted(self, call: Call) -> bool:
-        return self._waiting[call] > 0 or call in self._detached
+        return call in self._waiting or call in self._watching or call in self._detached
 
     async def wait_idle(self, timeout: float) -> None:
         """Until nobody waits, or the time is over."""
@@ -91,7 +109,11 @@ class Calls:
     def abandon(self, session: Session, id: str) -> None:
         """Ends, in the background, what nobody waits for any more now that a caller has left. When it is the gateway
         that leaves, what runs goes on: it can be polled from the next one."""
-        if not self._closed and not self.draining:
+        if self._closed or self.draining:
+            return
+        if (call := session.call(id)) in self._watching:
+            self._left.add(call)
+        else:
             self._tasks.spawn(session.cancel_unwanted(id), "cancel execution")
 
 
@@ -129,10 +151,9 @@ class Session:
         """Runs it and waits for the end. Cancelling the caller cancels the execution. The same id never runs twice:
         a second call with it waits for, or answers with, the same execution."""
         self._admit(request)
-        call = self._call(request.id)
         try:
-            with self._calls.waiting(call):
-                async with self._or_lost():
+            with self._calls.waiting(self.call(request.id)):
+                async with self._or_lost(self._settings.longest_wait):
                     return await self._agent.execute(request)
         except asyncio.CancelledError:
             self._calls.abandon(self, request.id)
@@ -141,24 +162,26 @@ class Session:
     async def submit(self, request: ExecuteRequest) -> Execution:
         """Queues it and returns at once; it runs on whoever leaves."""
         self._admit(request)
-        self._calls.detach(self._call(request.id))
+        self._calls.detach(self.call(request.id))
         async with self._or_lost():
             return await self._agent.submit(request)
 
     async def events(self, request_or_id: ExecuteRequest | str, after: int = -1) -> AsyncIterator[Event | None]:
         """Submits a request (or attaches to the id of one) and yields its events with seq > after, the last being
         `done`; yields None as a keep-alive at least every 10 seconds."""
-        if isinstance(request_or_id, ExecuteRequest):
-            # A client that streams may come back with the id of the last event, so the code runs on without it.
-            request_or_id = (await self.submit(request_or_id)).id
-        async with self._or_lost():
-            events = self._agent.events(request_or_id, after)
-            try:
-                async for event in events:
-                    yield event
-            finally:
-                if isinstance(events, AsyncGenerator):
-                    await events.aclose()
+        id = request_or_id if isinstance(request_or_id, str) else request_or_id.id
+        with self._calls.watching(self, self.call(id)):
+            if isinstance(request_or_id, ExecuteRequest):
+                # A client that streams may come back with the id of the last event, so the code runs on without it.
+                await self.submit(request_or_id)
+            async with self._or_lost():
+                events = self._agent.events(id, after)
+                try:
+                    async for event in events:
+                        yield event
+                finally:
+                    if isinstance(events, AsyncGenerator):
+                        await events.aclose()
 
     async def execution(self, id: str) -> Execution:
         """Raises `ExecutionNotFound`."""
@@ -167,7 +190,7 @@ class Session:
 
     async def cancel(self, id: str) -> Execution:
         """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
-        async with self._or_lost():
+        async with self._or_lost(self._settings.longest_stop):
             return await self._agent.cancel(id)
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
@@ -219,7 +242,7 @@ class Session:
     async def _cancel_twice(self, id: str) -> None:
         """The request of a caller who left at once may still be on its way when the cancel arrives."""
         for pause in (CANCEL_RETRY_SECONDS, 0.0):
-            if self._calls.is_wanted(self._call(id)) or self._live.ended is not None:
+            if self._calls.is_wanted(self.call(id)) or self._live.ended is not None:
                 return
             try:
                 await self._agent.cancel(id)
@@ -228,7 +251,8 @@ class Session:
             else:
                 return
 
-    def _call(self, id: str) -> Call:
+    def call(self, id: str) -> Call:
+        """How `Calls` names an execution of this session."""
         return (self._live.record.session, id)
 
     def _admit(self, request: ExecuteRequest) -> None:
@@ -240,10 +264,16 @@ class Session:
             )
 
     @asynccontextmanager
-    async def _or_lost(self) -> AsyncIterator[None]:
-        """A sandbox that does not answer ends its session, and the caller reads why."""
+    async def _or_lost(self, seconds: float | None = None) -> AsyncIterator[None]:
+        """A sandbox that does not answer ends its session, and the caller reads why. `seconds` is more than an honest
+        agent ever needs. Raises `SandboxUnreachable` when it answers again."""
         try:
-            yield
+            async with asyncio.timeout(seconds) as deadline:
+                yield
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            raise AgentFault(f"the sandbox's agent did not answer within {seconds:g} s") from None
         except SandboxLost as error:
             why = await self._sessions.lost(self._live, "its sandbox does not answer")
             raise SandboxLost(f"The session ended: {why}. Its variables and files are gone.") from error

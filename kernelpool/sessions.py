@@ -16,7 +16,17 @@ from types import TracebackType
 from typing import Self
 from uuid import uuid4
 
-from kernelpool.errors import AgentFault, Conflict, GatewayDraining, SandboxLost, SessionNotFound, StartFailed
+from kernelpool.agents import pulse
+from kernelpool.errors import (
+    AgentFault,
+    BackendUnavailable,
+    Conflict,
+    GatewayDraining,
+    SandboxLost,
+    SandboxUnreachable,
+    SessionNotFound,
+    StartFailed,
+)
 from kernelpool.journal import Journal, Record
 from kernelpool.life import LiveSession, SessionInfo
 from kernelpool.models import Activation, AgentStatus
@@ -148,16 +158,24 @@ class Sessions:
         if endings:
             await asyncio.wait(endings)
 
-    async def lost(self, live: LiveSession, why: str) -> str:
-        """Ends a session whose sandbox does not answer. Says why, in the backend's words when it knows them."""
+    async def lost(self, live: LiveSession, why: str, *, is_certain: bool = False) -> str:
+        """Ends a session whose sandbox does not answer. Says why, in the backend's words when it knows them.
+
+        Unless that `is_certain`, asks it once more: a connection can break for reasons that have nothing to do with
+        the sandbox, and a session's variables are not given up for one. Raises `SandboxUnreachable` when it answers.
+        """
         self._refuse_when_closed()
         if live.ended is not None:
             return live.ended
         try:
             async with asyncio.timeout(WHY_SECONDS):
                 why = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+                is_certain = True
         except TimeoutError:
             self._refuse_when_closed()
+        if live.ended is None and not is_certain and await pulse(live.agent, tries=1) is not None:
+            raise SandboxUnreachable("The connection to the session's sandbox broke; the session goes on.")
+        self._refuse_when_closed()
         if live.ended is None:
             self._end(live, why, notice=True)
         return live.ended or why
@@ -242,15 +260,19 @@ class Sessions:
         """Ends it when its sandbox dies, or its time is over."""
         while live.ended is None:
             try:
-                async with asyncio.timeout_at(live.next_look(self._loop.time())):
-                    why: str | None = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
-            except TimeoutError:
-                why = await self._why_over(live)
+                why = await self._wait_over(live)
             except Exception as error:  # a session that cannot be watched would stay for ever
                 log.error("sandbox cannot be watched", extra={"sandbox": live.record.sandbox}, exc_info=error)
                 why = "its sandbox could not be watched"
             if why is not None and live.ended is None:
                 self._end(live, why, notice=True)
+
+    async def _wait_over(self, live: LiveSession) -> str | None:
+        try:
+            async with asyncio.timeout_at(live.next_look(self._loop.time())):
+                return f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+        except TimeoutError:
+            return await self._why_over(live)
 
     async def _why_over(self, live: LiveSession) -> str | None:
         """Asks the agent before it ends an idle session: code that was submitted may run while nobody holds it."""
@@ -259,9 +281,14 @@ class Sessions:
             if live.next_look(now) > now:
                 return None
             try:
-                live.learn(await live.agent.status(), self._loop.time())
-            except (SandboxLost, AgentFault) as error:
-                log.warning("idle agent did not answer", extra={"sandbox": live.record.sandbox, "error": str(error)})
+                status = await pulse(live.agent, tries=1)
+            except BackendUnavailable:
+                live.look_again(self._loop.time())
+                return None
+            if status is not None:
+                live.learn(status, self._loop.time())
+            else:
+                log.warning("idle agent did not answer", extra={"sandbox": live.record.sandbox})
         return live.why_over(self._loop.time())
 
     def _end(self, live: LiveSession, why: str, *, notice: bool) -> asyncio.Task[None]:

@@ -146,6 +146,10 @@ class FakeProcess:
         self.may_activate.set()
         self.silent = False
         """Alive, but does not answer."""
+        self.breaks = 0
+        """Calls that the connection breaks under, although it lives."""
+        self.status_error: Exception | None = None
+        """What asking for its status raises: nothing that the contract knows."""
         self.status_said: AgentStatus | None = None
         """What a hostile agent says instead of the truth."""
         self._turn = asyncio.Lock()
@@ -167,6 +171,8 @@ class FakeProcess:
         self._active_at = self._now()
 
     def status(self) -> AgentStatus:
+        if self.status_error is not None:
+            raise self.status_error
         if self.status_said is not None:
             return self.status_said
         states = [run.execution.state for run in self.runs.values()]
@@ -370,6 +376,9 @@ class FakeAgent:
             raise RuntimeError("used after aclose")
         if self._process.silent or self._process.dead.done():
             raise SandboxLost("no answer")
+        if self._process.breaks:
+            self._process.breaks -= 1
+            raise SandboxLost("the connection broke")
 
     async def _answer(self, work: Awaitable[R] | Coroutine[Any, Any, R]) -> R:
         """Cut short when the process dies or the connection is closed meanwhile."""

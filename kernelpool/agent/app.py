@@ -1,4 +1,4 @@
-"""The agent's HTTP interface: the routes that kernelpool/agents.py calls. Every one needs the sandbox's secret.
+"""The agent's HTTP interface: the routes that kernelpool/agents/http.py calls. Every one needs the sandbox's secret.
 
 GET    /v1/status
 POST   /v1/activate                         Activation; 409 the second time

@@ -43,7 +43,8 @@ from kernelpool.errors import StartFailed
 
 log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 128
+_BACKLOG: Final = 4096
+"""Connections that may wait for the agent to accept them. Past it they are refused, which looks like a dead agent."""
 _MAX_STATUS: Final = 64 << 10
 
 

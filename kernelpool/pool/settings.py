@@ -99,8 +99,9 @@ class PoolSettings(_Settings):
     """Seconds that a caller may ask for."""
     queue_size: int = Field(16, ge=0)
     """Executions of one session that may wait behind the running one."""
-    output_bytes: Size = 8 << 20
-    """Output kept of one execution; past it head and tail stay, and the result says how much was dropped."""
+    output_bytes: Size = Field(8 << 20, le=16 << 20)
+    """Output kept of one execution, at most 16 MiB; past it head and tail stay, and the result says how much was
+    dropped. For more there are files."""
     history_bytes: Size = 32 << 20
     """Output kept of all executions of a session, for those who poll; the oldest go first."""
     history_size: int = Field(1000, ge=1)
@@ -125,6 +126,16 @@ class PoolSettings(_Settings):
     @property
     def sizes(self) -> Sizes:
         return Sizes(self.ready, self.max_sessions, self.start_concurrency, self.allocation_timeout, self.max_ready_age)
+
+    @property
+    def longest_stop(self) -> float:
+        """Seconds in which an execution that is asked to end has ended: interrupted, or its kernel restarted."""
+        return self.interrupt_grace + self.start_timeout + 30
+
+    @property
+    def longest_wait(self) -> float:
+        """Seconds in which the last of a full queue has ended."""
+        return (self.queue_size + 1) * (self.max_timeout + self.longest_stop)
 
 
 def sandbox_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:

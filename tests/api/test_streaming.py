@@ -112,9 +112,13 @@ async def test_a_silent_execution_is_kept_alive_with_comments(api: Api, monkeypa
     assert (None, "comment", ": keep-alive") in await stream(api, "1")
 
 
-async def test_a_stream_that_breaks_off_ends_with_an_error(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("lives", "code"), [(True, "SandboxUnreachable"), (False, "SandboxLost")])
+async def test_a_stream_that_breaks_off_ends_with_an_error(
+    api: Api, monkeypatch: pytest.MonkeyPatch, lives: bool, code: str
+) -> None:
     async def events(self: FakeAgent, id: str, after: int = -1) -> AsyncIterator[Event | None]:
         yield Event(0, "state", {"state": "running"})
+        self._process.silent = not lives
         raise SandboxLost("gone")
 
     monkeypatch.setattr(FakeAgent, "events", events)
@@ -123,7 +127,7 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(api: Api, monkeypatch
 
     assert events_seen[0] == ("0", "state", {"state": "running"})
     assert events_seen[-1][1] == "error"
-    assert events_seen[-1][2]["error"]["code"] == "SandboxLost"
+    assert events_seen[-1][2]["error"]["code"] == code
 
 
 async def test_what_is_wrong_before_the_first_event_has_a_status(api: Api) -> None:

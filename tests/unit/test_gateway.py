@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from kernelpool.errors import (
+    AgentFault,
     Conflict,
     ExecutionNotFound,
     GatewayDraining,
@@ -21,13 +22,14 @@ from kernelpool.errors import (
     PayloadTooLarge,
     PoolNotFound,
     SandboxLost,
+    SandboxUnreachable,
     SessionNotFound,
 )
 from kernelpool.gateway import Gateway, PoolSource, Principal, Session, new_execution_id
 from kernelpool.journal import Journal
 from kernelpool.models import ExecuteRequest, Execution, ExecutionState, ResultOutput, StreamOutput, WorkspacePath
 from kernelpool.pool.settings import PoolSettings
-from tests.fakes import METADATA, RUNTIME, FakeBackend, FakeSandbox
+from tests.fakes import METADATA, RUNTIME, FakeAgent, FakeBackend, FakeSandbox
 
 pytestmark = pytest.mark.usefixtures("virtual_clock")
 
@@ -265,6 +267,58 @@ async def test_what_somebody_else_waits_for_runs_on(gateway: Gateway) -> None:
     assert await state_of(gateway, "e") is ExecutionState.CANCELED
 
 
+async def test_what_somebody_watches_runs_until_nobody_does(gateway: Gateway) -> None:
+    call = await start(gateway, "e")
+    watched = asyncio.Event()
+
+    async def watch() -> None:
+        async with gateway.find(ANNA, "default", "user") as session:
+            async for _ in session.events("e"):
+                watched.set()
+
+    watcher = asyncio.create_task(watch())
+    await watched.wait()
+    call.cancel()
+    await asyncio.sleep(5)
+    assert await state_of(gateway, "e") is ExecutionState.RUNNING
+
+    watcher.cancel()
+    await asyncio.sleep(5)
+
+    assert await state_of(gateway, "e") is ExecutionState.CANCELED
+
+
+async def test_a_watcher_who_leaves_stops_nothing_that_a_caller_waits_for(gateway: Gateway) -> None:
+    call = await start(gateway, "e")
+    async with gateway.find(ANNA, "default", "user") as session:
+        events = session.events("e")
+        await anext(aiter(events))
+        assert isinstance(events, AsyncGenerator)
+        await events.aclose()
+    await asyncio.sleep(5)
+
+    assert await state_of(gateway, "e") is ExecutionState.RUNNING
+    call.cancel()
+
+
+async def test_an_agent_that_never_answers_a_call_keeps_nobody_for_ever(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def execute(self: FakeAgent, request: ExecuteRequest) -> Execution:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(FakeAgent, "execute", execute)
+    async with gateway_of(backend, tmp_path, queue_size=0, max_timeout=100, start_timeout=10) as gateway:
+        call = await start(gateway, "e")
+        await asyncio.sleep(100 + 3 + 10 + 30 - 2)
+        assert not call.done()
+        await asyncio.sleep(2)
+
+        with pytest.raises(AgentFault, match="within 143 s"):
+            await call
+
+
 async def test_what_was_submitted_runs_on_whoever_leaves(gateway: Gateway) -> None:
     async with gateway.use(ANNA, "default", "user") as session:
         await session.submit(request("time.sleep(20)", id="e"))
@@ -325,6 +379,19 @@ async def test_a_sandbox_that_does_not_answer_is_destroyed(backend: FakeBackend,
 
     assert sandbox.id not in backend.sandboxes
     assert await gateway.list_sessions(ANNA, "default") == []
+
+
+async def test_a_connection_that_breaks_costs_a_call_and_not_the_session(
+    backend: FakeBackend, gateway: Gateway
+) -> None:
+    await run(gateway, "x = 41")
+    async with gateway.use(ANNA, "default", "user") as session:
+        sandbox_of(backend, session).process.breaks = 1
+
+        with pytest.raises(SandboxUnreachable):
+            await session.execute(request("x + 1"))
+
+        assert (await session.execute(request("print(x + 1)"))).outputs[0] == StreamOutput("stdout", "42\n")
 
 
 async def test_a_stop_ends_what_runs_and_says_so(gateway: Gateway) -> None:

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-from kernelpool.errors import AllocationTimeout, SessionLimitReached, SessionNotFound, StartFailed
+from kernelpool.errors import (
+    AllocationTimeout,
+    BackendUnavailable,
+    SandboxUnreachable,
+    SessionLimitReached,
+    SessionNotFound,
+    StartFailed,
+)
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
 from kernelpool.life import LiveSession
@@ -462,3 +469,36 @@ async def test_a_session_that_stays_silent_is_lost(tmp_path: Path) -> None:
         assert live.ended == "its sandbox fell silent"
         assert sandbox_of(live).id not in it.backend.sandboxes
         assert "fell silent" in (notice_of(await it.touch()) or "")
+
+
+async def test_one_that_cannot_be_checked_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    async with house(tmp_path, lease=100, cooldown=10**6) as it:
+        odd, good = await it.touch("odd!"), await it.touch("good")
+        sandbox_of(odd).process.status_error = RuntimeError("odd")
+        await asyncio.sleep(1000)
+        before = sandbox_of(good).process.pings
+        await asyncio.sleep(1000)
+
+        assert sandbox_of(good).process.pings > before + 10
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), BackendUnavailable("no descriptors")])
+async def test_one_that_cannot_be_asked_lives_no_longer_than_it_may(tmp_path: Path, error: Exception) -> None:
+    async with house(tmp_path, cooldown=100, max_alive=1000) as it:
+        live = await it.touch()
+        sandbox_of(live).process.status_error = error
+        await asyncio.sleep(900)
+        assert (live.ended is None) == isinstance(error, BackendUnavailable)
+        await asyncio.sleep(200)
+
+        assert live.ended is not None
+
+
+async def test_a_connection_that_breaks_under_a_session_that_lives_does_not_end_it(tmp_path: Path) -> None:
+    async with house(tmp_path) as it:
+        live = await it.touch()
+
+        with pytest.raises(SandboxUnreachable):
+            await it.sessions.lost(live, "its sandbox does not answer")
+
+        assert live.ended is None
