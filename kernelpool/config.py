@@ -67,6 +67,8 @@ class Settings(BaseModel):
     """Seconds that a connection may take until the next request's headers are complete."""
     body_timeout: Seconds = 3600.0
     """Seconds that a client may take to send a body."""
+    max_pools: int = Field(64, ge=1)
+    """Pools that may exist, those of the settings included."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, as JSON lines on stderr."""
     pools: dict[str, PoolSettings] = Field(

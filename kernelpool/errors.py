@@ -20,6 +20,7 @@
     │   └── WorkspaceFull
     ├── TryLater                 the same request may pass later
     │   ├── SessionLimitReached
+    │   ├── QuotaExceeded
     │   ├── ExecutionQueueFull
     │   ├── AllocationTimeout
     │   ├── GatewayDraining
@@ -160,6 +161,12 @@ class SessionLimitReached(TryLater):
     code = "SessionsCountExceedsLimit"
     status = 429
     remedy = "Stop a session that is no longer needed, or try again when one has passed its cooldown."
+
+
+class QuotaExceeded(TryLater):
+    code = "QuotaExceeded"
+    status = 429
+    remedy = "Wait for the seconds in Retry-After, or ask the operator for a larger quota; the message names it."
 
 
 class ExecutionQueueFull(TryLater):

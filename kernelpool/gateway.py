@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from kernelpool.agents import Connect
 from kernelpool.backends.base import Backend, RuntimeMetadata
-from kernelpool.errors import InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
+from kernelpool.errors import Conflict, InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
 from kernelpool.life import SessionInfo
@@ -50,13 +50,13 @@ class PoolInfo:
     runtime: str
     language: str
     ready: int
+    outdated: int
+    """Of the ready ones: made from settings that the pool has no more."""
     starting: int
+    waiting: int
+    """Callers who wait for a sandbox."""
     sessions: int
-    max_sessions: int
-    default_timeout: float
-    max_timeout: float
-    max_upload: int
-    output_streams_max_length: int
+    settings: PoolSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,14 @@ class PoolSource:
     metadata: RuntimeMetadata
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Pool:
     source: PoolSource
+    launcher: Launcher
     warm: WarmPool[Connected]
     sessions: Sessions
+    heartbeat: Heartbeat
+    stack: AsyncExitStack
 
 
 class Gateway:
@@ -93,24 +96,25 @@ class Gateway:
         self._wall = wall
         self._pools: dict[str, _Pool] = {}
         self._calls = Calls()
-        self._stack = AsyncExitStack()
 
     def __repr__(self) -> str:
         pools = ", ".join(f"{pool.warm!r} {pool.sessions!r}" for pool in self._pools.values())
         return f"<Gateway {pools or 'closed'}{' draining' if self._calls.draining else ''}>"
 
     async def __aenter__(self) -> Self:
-        async with AsyncExitStack() as stack:
+        async with AsyncExitStack() as on_failure:
             launchers: dict[str, Launcher] = {}
+            stacks: dict[str, AsyncExitStack] = {}
             for source in self._sources:
-                launcher = Launcher(source.settings, source.runtime, source.backend, self._connect)
-                launchers[source.settings.name] = await stack.enter_async_context(launcher)
+                name = source.settings.name
+                stacks[name] = await on_failure.enter_async_context(AsyncExitStack())
+                launchers[name] = await stacks[name].enter_async_context(self._launcher(source))
             backends = {id(source.backend): source.backend for source in self._sources}
             found = await Recovery(launchers, self._journal).run(backends.values())
             for source in self._sources:
                 name = source.settings.name
-                self._pools[name] = await self._open(stack, source, launchers[name], found[name])
-            self._stack = stack.pop_all()
+                self._pools[name] = await self._open(stacks[name], source, launchers[name], found[name])
+            on_failure.pop_all()  # from now on each pool has its own
         return self
 
     async def __aexit__(
@@ -121,8 +125,9 @@ class Gateway:
     async def aclose(self, *, discard: bool = False) -> None:
         """`discard` destroys every session and ready sandbox instead of leaving them to the next gateway."""
         self._calls.draining = True
-        async with self._stack:
+        async with AsyncExitStack() as stack:
             for pool in self._pools.values():
+                stack.push_async_exit(pool.stack)
                 pool.warm.refuse()
             await self._calls.aclose()
             if discard:
@@ -178,6 +183,55 @@ class Gateway:
     async def metadata(self, principal: Principal, pool: str) -> RuntimeMetadata:
         return self._pool(pool).source.metadata
 
+    # --- for whoever manages pools
+
+    async def open_pool(self, source: PoolSource) -> PoolInfo:
+        """Adds a pool. Raises `Conflict` when there is one of that name."""
+        name = source.settings.name
+        if name in self._pools:
+            raise Conflict(f"There is a session pool '{name}' already.")
+        self._calls.admit()
+        async with AsyncExitStack() as on_failure:
+            stack = await on_failure.enter_async_context(AsyncExitStack())
+            launcher = await stack.enter_async_context(self._launcher(source))
+            self._pools[name] = await self._open(stack, source, launcher, Found())
+            on_failure.pop_all()
+        return _pool_info(self._pools[name])
+
+    def change_pool(self, source: PoolSource) -> PoolInfo:
+        """Gives a pool other settings. Sessions stay as they are; ready sandboxes that differ are replaced one by one.
+        Raises `PoolNotFound`."""
+        pool = self._pool(source.settings.name)
+        pool.source = source
+        pool.launcher.change(source.settings, source.runtime, source.backend)
+        pool.sessions.change(source.settings)
+        pool.heartbeat.quicken(source.settings.lease / BEATS_PER_LEASE)
+        pool.warm.change(source.settings.sizes)
+        log.info("pool changed", extra={"pool": source.settings.name})
+        return _pool_info(pool)
+
+    async def close_pool(self, name: str) -> None:
+        """Destroys a pool with all that is in it. Nothing finds it any more from the beginning on.
+        Raises `PoolNotFound`."""
+        pool = self._pool(name)
+        del self._pools[name]
+        pool.warm.refuse(PoolNotFound(f"The session pool '{name}' was deleted."))
+        async with pool.stack:
+            await pool.sessions.stop_all("its pool was deleted")
+            await pool.warm.aclose(discard=True)
+        log.info("pool deleted", extra={"pool": name})
+
+    @property
+    def pool_count(self) -> int:
+        return len(self._pools)
+
+    def source_of(self, name: str) -> PoolSource:
+        """Raises `PoolNotFound`."""
+        return self._pool(name).source
+
+    def _launcher(self, source: PoolSource) -> Launcher:
+        return Launcher(source.settings, source.runtime, source.backend, self._connect)
+
     async def _open(self, stack: AsyncExitStack, source: PoolSource, launcher: Launcher, found: Found) -> _Pool:
         settings = source.settings
         in_use = [survivor.connected for survivor in found.survivors]
@@ -187,9 +241,9 @@ class Gateway:
             sessions.remember(record.tenant, record.identifier, why)
         await stack.enter_async_context(warm)
         await stack.enter_async_context(sessions)
-        await stack.enter_async_context(Heartbeat(settings.lease / BEATS_PER_LEASE, warm, sessions))
+        heartbeat = await stack.enter_async_context(Heartbeat(settings.lease / BEATS_PER_LEASE, warm, sessions))
         log.info("pool opened", extra={"pool": settings.name, "adopted": len(found.ready), "sessions": len(in_use)})
-        return _Pool(source, warm, sessions)
+        return _Pool(source, launcher, warm, sessions, heartbeat, stack)
 
     def _session(self, pool: _Pool, held: Held) -> Session:
         return Session(held, pool.sessions, pool.source.settings, self._calls)
@@ -208,19 +262,17 @@ def new_execution_id() -> str:
 
 def _pool_info(pool: _Pool) -> PoolInfo:
     settings = pool.source.settings
-    now = pool.warm.statistics().now
+    statistics = pool.warm.statistics()
     return PoolInfo(
         name=settings.name,
         runtime=settings.runtime,
         language=pool.source.runtime.language,
-        ready=now.ready,
-        starting=now.starting,
+        ready=statistics.now.ready,
+        outdated=statistics.outdated,
+        starting=statistics.now.starting,
+        waiting=statistics.now.waiting,
         sessions=len(pool.sessions),
-        max_sessions=settings.max_sessions,
-        default_timeout=settings.default_timeout,
-        max_timeout=settings.max_timeout,
-        max_upload=settings.max_upload,
-        output_streams_max_length=settings.output_streams_max_length,
+        settings=settings,
     )
 
 

@@ -40,6 +40,10 @@ class Heartbeat:
     ) -> None:
         await self._tasks.aclose()
 
+    def quicken(self, interval: float) -> None:
+        """From the next beat on. Never slower: what was started before goes by the lease that it was given."""
+        self._interval = min(self._interval, interval)
+
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._interval)

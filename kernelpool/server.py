@@ -17,10 +17,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from tornado.httpserver import HTTPServer
 
@@ -29,14 +28,15 @@ from kernelpool.api import make_application
 from kernelpool.api.auth import TokenAuthenticator, digest_of, load_or_make_token
 from kernelpool.api.base import Collaborators
 from kernelpool.api.http_server import make_server
-from kernelpool.backends import BACKENDS, load_backend
-from kernelpool.backends.base import Backend, Finding, Say
+from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
-from kernelpool.errors import InvalidRequest, StartFailed
-from kernelpool.gateway import Gateway, PoolSource
+from kernelpool.errors import StartFailed
+from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
+from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
-from kernelpool.runtimes import Runtime, load_runtimes
+from kernelpool.pool.store import PoolStore
+from kernelpool.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,20 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         await stack.enter_async_context(state_directory(settings.state_dir))
         # Before anything slow: a port that is taken is told at once.
         listener = await stack.enter_async_context(_listening(settings.host, settings.port))
-        backends = await _open_backends(stack, settings)
-        sources = await _prepare(settings, backends, say)
+        sources = await stack.enter_async_context(
+            Sources(settings.state_dir, say, allow_insecure=settings.allow_insecure)
+        )
+        store = PoolStore(settings.state_dir)
+        pools = await _pools(settings, store, say)
+        made = [await sources.make(pool) for pool in pools.values()]
         journal = await stack.enter_async_context(Journal(settings.state_dir))
-        gateway = await stack.enter_async_context(Gateway(sources, connect, journal))
+        gateway = await stack.enter_async_context(Gateway(made, connect, journal))
+        management = await stack.enter_async_context(
+            Management(gateway, sources.make, store, settings.pools, settings.max_pools)
+        )
         # Last, so that no start that fails makes a token which nobody is shown.
         digest, token = await asyncio.to_thread(_token, settings)
-        collaborators = Collaborators(gateway, TokenAuthenticator(digest), max_body=settings.max_body)
+        collaborators = Collaborators(gateway, TokenAuthenticator(digest), management, max_body=settings.max_body)
         server = make_server(
             make_application(collaborators, lambda: not stop.wanted.is_set()),
             max_body=settings.max_body,
@@ -95,20 +102,18 @@ async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
     """What the sandboxes of each pool promise here, by the name of the pool."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
-        backends = await _open_backends(stack, settings)
-        findings: dict[str, list[Finding]] = {}
-        for name, pool in settings.pools.items():
-            runtime, backend = await asyncio.to_thread(_runtime, pool), backends[pool.backend]
-            await backend.prepare(runtime, say)
-            findings[name] = list(await backend.check(runtime, pool.limits.to_limits()))
-        return findings
+        sources = await stack.enter_async_context(Sources(settings.state_dir, say))
+        pools = await _pools(settings, PoolStore(settings.state_dir), say)
+        return {name: list(await sources.check(pool)) for name, pool in pools.items()}
 
 
 async def cleanup(settings: Settings, say: Say) -> int:
     """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions. Returns how many."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
-        backends = await _open_backends(stack, settings)
+        sources = await stack.enter_async_context(Sources(settings.state_dir, say))
+        pools = await _pools(settings, PoolStore(settings.state_dir), say)
+        backends = {pool.backend: await sources.open(pool) for pool in pools.values()}
         journal = await stack.enter_async_context(Journal(settings.state_dir))
         # Sandboxes first: one without a record counts as never used.
         sandboxes = [sandbox for backend in backends.values() for sandbox in await backend.adopt()]
@@ -175,60 +180,14 @@ def _token(settings: Settings) -> tuple[bytes, str | None]:
         raise StartFailed(f"the token's hash in {settings.state_dir} cannot be used: {error}") from error
 
 
-async def _open_backends(stack: AsyncExitStack, settings: Settings) -> dict[str, Backend]:
-    backends: dict[str, Backend] = {}
-    for pool in settings.pools.values():
-        if pool.backend in backends:
-            continue
-        if pool.backend not in BACKENDS:
-            raise InvalidRequest(
-                f"pool {pool.name!r}: there is no backend {pool.backend!r}, only {', '.join(BACKENDS)}"
-            )
-        # What all backends' constructors have in common: a directory of their own.
-        make: Any = load_backend(pool.backend)
-        backends[pool.backend] = await stack.enter_async_context(make(settings.state_dir / pool.backend))
-    return backends
-
-
-async def _prepare(settings: Settings, backends: Mapping[str, Backend], say: Say) -> list[PoolSource]:
-    """One after the other: what they do in the beginning keeps all cores busy as it is."""
-    sources = []
-    for pool in settings.pools.values():
-        runtime, backend = await asyncio.to_thread(_runtime, pool), backends[pool.backend]
-        metadata = await backend.prepare(runtime, say)
-        _judge(pool, await backend.check(runtime, pool.limits.to_limits()), settings.allow_insecure, say)
-        sources.append(PoolSource(pool, runtime, backend, metadata))
-    return sources
-
-
-def _runtime(pool: PoolSettings) -> Runtime:
-    runtimes = load_runtimes()
-    if pool.runtime not in runtimes:
-        raise InvalidRequest(f"pool {pool.name!r}: there is no runtime {pool.runtime!r}, only {', '.join(runtimes)}")
-    return runtimes[pool.runtime]
-
-
-def _judge(pool: PoolSettings, findings: Sequence[Finding], allow_insecure: bool, say: Say) -> None:
-    """Raises `StartFailed` when sandboxes do not isolate, unless that was allowed by name."""
-    broken = [finding for finding in findings if not finding.holds]
-    for finding in broken:
-        say(f"pool {pool.name}: {describe(finding)}")
-    essential = [finding.name for finding in broken if finding.essential]
-    if not essential:
-        return
-    if not allow_insecure:
-        raise StartFailed(
-            f"the sandboxes of pool {pool.name!r} do not isolate on this machine: {', '.join(essential)}. "
-            "`kernelpool doctor` says how to mend it; --allow-insecure serves all the same"
-        )
-    log.warning("serving without isolation", extra={"pool": pool.name, "broken": essential})
-
-
-def describe(finding: Finding) -> str:
-    state = "holds" if finding.holds else "DOES NOT HOLD" if finding.essential else "does not hold"
-    detail = f"seen {finding.seen}, wanted {finding.wanted}" if not finding.holds else finding.seen
-    remedy = f"\n    {finding.remedy}" if finding.remedy and not finding.holds else ""
-    return f"{finding.name}: {state} ({detail}){remedy}"
+async def _pools(settings: Settings, store: PoolStore, say: Say) -> dict[str, PoolSettings]:
+    """Those of the settings, and over them those that were made or changed while an earlier gateway ran."""
+    stored = await asyncio.to_thread(store.load)
+    for name in sorted(stored.keys() & settings.pools.keys()):
+        if stored[name] != settings.pools[name]:
+            path = settings.state_dir / "pools" / f"{name}.json"
+            say(f"pool {name}: has settings that it was given while a gateway ran; remove {path} to drop them.")
+    return settings.pools | stored
 
 
 async def _drain(

@@ -153,10 +153,19 @@ class Sessions:
         self._refuse_when_closed()
         await asyncio.shield(self._end(self._get(tenant, identifier), "it was stopped", notice=False))
 
-    async def stop_all(self) -> None:
-        endings = [self._end(live, "the gateway was told to end all sessions", notice=False) for live in self]
-        if endings:
-            await asyncio.wait(endings)
+    def change(self, settings: PoolSettings) -> None:
+        """For sessions that begin from now on. Those that are there keep what they were promised."""
+        self._settings = settings
+
+    def count(self, tenant: str) -> int:
+        """A tenant's sessions, those on their way included."""
+        return sum(key[0] == tenant for key in (*self._live, *self._coming))
+
+    async def stop_all(self, why: str = "the gateway was told to end all sessions") -> None:
+        """Those on their way as well, once they are there. The pool has to hand out nothing more by then."""
+        while self._live or self._coming:
+            endings = [self._end(live, why, notice=False) for live in self]
+            await asyncio.wait([*endings, *(coming.task for coming in self._coming.values())])
 
     async def lost(self, live: LiveSession, why: str, *, is_certain: bool = False) -> str:
         """Ends a session whose sandbox does not answer. Says why, in the backend's words when it knows them.
@@ -164,9 +173,9 @@ class Sessions:
         Unless that `is_certain`, asks it once more: a connection can break for reasons that have nothing to do with
         the sandbox, and a session's variables are not given up for one. Raises `SandboxUnreachable` when it answers.
         """
-        self._refuse_when_closed()
         if live.ended is not None:
             return live.ended
+        self._refuse_when_closed()
         try:
             async with asyncio.timeout(WHY_SECONDS):
                 why = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"

@@ -30,6 +30,8 @@ ROOMS = [
     "recovery",
     "session",
     "gateway",
+    "sources",
+    "management",
     "api",
     "server",
     "cli",

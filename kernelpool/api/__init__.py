@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tornado.web import Application
 
-from kernelpool.api import aca, health, pools
+from kernelpool.api import aca, arm, health, pools
 from kernelpool.api.base import Collaborators, application
 
 
@@ -15,6 +15,7 @@ def make_application(collaborators: Collaborators, is_ready: Callable[[], bool])
         [
             *health.routes(collaborators, is_ready),
             *pools.routes(collaborators),
+            *arm.routes(collaborators),
             *aca.routes(collaborators),
         ],
         collaborators,

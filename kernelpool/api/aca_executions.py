@@ -100,9 +100,9 @@ class ExecuteHandler(_Handler):
         received = time.monotonic()
         submission = parse_submission(
             bytes(self.body),
-            default_timeout=self.pool.default_timeout,
-            max_timeout=self.pool.max_timeout,
-            default_streams=self.pool.output_streams_max_length,
+            default_timeout=self.pool.settings.default_timeout,
+            max_timeout=self.pool.settings.max_timeout,
+            default_streams=self.pool.settings.output_streams_max_length,
         )
         identifier = required_identifier(self.query.identifier or submission.identifier)
         request = ExecuteRequest(self._operation_id(), submission.code, submission.timeout)
@@ -133,7 +133,7 @@ class ExecuteHandler(_Handler):
     def _location(self, id: str, identifier: str, submission: Submission) -> str:
         """Where to poll. It carries what the body said about the form of the answer: the gateway remembers nothing."""
         query = {"api-version": self.query.api_version, "identifier": identifier}
-        if submission.streams_max_length != self.pool.output_streams_max_length:
+        if submission.streams_max_length != self.pool.settings.output_streams_max_length:
             query["outputStreamsMaxLength"] = str(submission.streams_max_length)
         if submission.jupyter_format:
             query["returnJupyterFormatExecutionResult"] = "true"
@@ -172,7 +172,7 @@ class _OneHandler(_Handler):
         """From the query; `Operation-Location` has put there what the body said."""
         return AnswerOptions(
             streams_max_length=self.query.number(
-                "outputStreamsMaxLength", self.pool.output_streams_max_length, MAX_STREAMS
+                "outputStreamsMaxLength", self.pool.settings.output_streams_max_length, MAX_STREAMS
             ),
             jupyter_format=self.query.flag("returnJupyterFormatExecutionResult", False),
             with_outputs=self.query.flag("outputs", True),

@@ -62,7 +62,7 @@ class _ReceivingHandler(_Handler):
 
     @property
     def body_limit(self) -> int:
-        return self.pool.max_upload + FRAMING
+        return self.pool.settings.max_upload + FRAMING
 
     def reader(self) -> Reader:
         """Raises `InvalidRequest` when the headers announce what cannot be read."""
@@ -86,7 +86,7 @@ class _ReceivingHandler(_Handler):
         self._received += len(chunk)
         try:
             if self._received > self.body_limit:
-                raise PayloadTooLarge(f"upload is larger than {self.pool.max_upload} bytes")
+                raise PayloadTooLarge(f"upload is larger than {self.pool.settings.max_upload} bytes")
             await self._pass_on(self._reader.feed(chunk))
         except KernelpoolError:
             self._stop_storing()

@@ -33,10 +33,7 @@ class AcaHandler(ApiHandler):
     def base_url(self) -> str:
         """Of the pool, as this caller reaches it."""
         match = re.match(POOL_PATH, self.request.path)
-        # A TLS proxy in front of us says so. Whoever forges it fools nobody but himself.
-        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
-        protocol = forwarded if forwarded in ("http", "https") else self.request.protocol
-        return f"{protocol}://{self.request.host}{match[0] if match else ''}"
+        return f"{self.origin}{match[0] if match else ''}"
 
     def describe_session(self, session: Session) -> None:
         self.set_header("x-ms-session-guid", session.info.sandbox)

@@ -31,6 +31,7 @@ from kernelpool.errors import (
     Unauthorized,
 )
 from kernelpool.gateway import Gateway, Principal
+from kernelpool.management import Management
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class Collaborators:
 
     gateway: Gateway
     authenticator: Authenticator
+    management: Management
     max_body: int = 16 << 20
     """Bytes of a JSON body. Uploads have the pool's own limit."""
     works: Works = field(default_factory=Works)
@@ -281,6 +283,14 @@ class ApiHandler(RequestHandler):
     def _check_length(self, length: int) -> None:
         if length > self.body_limit:
             raise PayloadTooLarge(f"body of {length} bytes is larger than {self.body_limit} bytes")
+
+    @property
+    def origin(self) -> str:
+        """Scheme and host, as this caller reaches us."""
+        # A TLS proxy in front of us says so. Whoever forges it fools nobody but himself.
+        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
+        protocol = forwarded if forwarded in ("http", "https") else self.request.protocol
+        return f"{protocol}://{self.request.host}"
 
     @property
     def connection(self) -> HTTP1Connection:

@@ -14,6 +14,7 @@ import click
 from kernelpool import __version__, server
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
 from kernelpool.errors import KernelpoolError
+from kernelpool.sources import describe
 from kernelpool.telemetry import configure_logging
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def doctor(context: click.Context) -> None:
     for pool, lines in findings.items():
         click.echo(f"\npool {pool}")
         for finding in lines:
-            click.echo(f"  {server.describe(finding)}")
+            click.echo(f"  {describe(finding)}")
     if any(finding.essential and not finding.holds for lines in findings.values() for finding in lines):
         raise click.ClickException("sandboxes do not isolate on this machine; see above how to mend it")
     click.echo("\nSandboxes isolate on this machine.")

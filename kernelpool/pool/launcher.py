@@ -42,6 +42,13 @@ class Launcher:
     def __repr__(self) -> str:
         return f"<Launcher {self._settings.name!r} [{len(self._open)} connections]>"
 
+    def change(self, settings: PoolSettings, runtime: Runtime, backend: Backend) -> None:
+        """What is started from now on. What was, stays as it is, and goes the way that it came."""
+        self._settings = settings
+        self._runtime = runtime
+        self._backend = backend
+        self.fingerprint = fingerprint(settings, runtime)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -71,6 +78,9 @@ class Launcher:
         except TimeoutError:
             raise StartFailed(f"the sandbox was not ready within {seconds:g} s") from None
         return made
+
+    def is_current(self, item: Connected) -> bool:
+        return item.sandbox.fingerprint == self.fingerprint
 
     async def wait_dead(self, item: Connected) -> str:
         return await item.sandbox.wait_dead()

@@ -44,12 +44,17 @@ class Maker(Protocol[T]):
     async def discard(self, item: T) -> None:
         """Ends it, in whatever state it is."""
 
+    def is_current(self, item: T) -> bool:
+        """Whether it is as one that is started now would be. One that is not is replaced while it stands ready."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
     """The pool now, and what happened since it began."""
 
     now: Snapshot
+    outdated: int = 0
+    """Of the ready ones: made from settings that the pool has no more."""
     started: int = 0
     start_failures: int = 0
     handed_out: int = 0
@@ -89,7 +94,7 @@ class WarmPool(Generic[T]):
         self._retry_at = 0.0
         self._counts = {"started": 0, "start_failures": 0, "handed_out": 0, "died_ready": 0, "retired": 0}
         self._changed = asyncio.Event()
-        self._closed = False
+        self._refusal: KernelpoolError | None = None
         self._upkeep = Tasks(f"pool {name}")
         self._discards = Tasks(f"pool {name}")
 
@@ -98,7 +103,7 @@ class WarmPool(Generic[T]):
         numbers = f"{now.ready} ready, {now.starting} starting, {now.in_use} in use, {now.waiting} waiting"
         leaving = f", {now.leaving} leaving" if now.leaving else ""
         failing = f", {self._failures} starts failed" if self._failures else ""
-        return f"<WarmPool {self.name!r} [{numbers}{leaving}{failing}]{' closed' if self._closed else ''}>"
+        return f"<WarmPool {self.name!r} [{numbers}{leaving}{failing}]{' closed' if self._refusal else ''}>"
 
     async def __aenter__(self) -> Self:
         for item in self._adopted:
@@ -123,11 +128,16 @@ class WarmPool(Generic[T]):
                 self.discard(item)
         await self._discards.aclose(grace=DISCARD_SECONDS)
 
-    def refuse(self) -> None:
+    def refuse(self, why: KernelpoolError | None = None) -> None:
         """From now on nothing is handed out: neither to those who wait nor to those who come."""
-        self._closed = True
+        self._refusal = self._refusal or why or GatewayDraining("the gateway is shutting down")
         while self._waiting:
-            self._waiting.popleft().fail(GatewayDraining("the gateway is shutting down"))
+            self._waiting.popleft().fail(self._refusal)
+
+    def change(self, sizes: Sizes) -> None:
+        """What it aims at from now on, also after the maker has changed. What is in use stays as it is."""
+        self._sizes = sizes
+        self._changed.set()
 
     @property
     def ready(self) -> tuple[T, ...]:
@@ -135,18 +145,20 @@ class WarmPool(Generic[T]):
         return tuple(self._ready)
 
     def statistics(self) -> Statistics:
-        return Statistics(self._snapshot(), **self._counts)
+        outdated = sum(not self._maker.is_current(item) for item in self._ready)
+        return Statistics(self._snapshot(), outdated, **self._counts)
 
     # --- for callers
 
     async def acquire(self) -> T:
-        """The oldest ready one at once; else waits in line for the next one that starts.
+        """The oldest ready one at once, an outdated one only where there is no other; else waits in line for the next
+        one that starts.
 
         The line is as long as there is room for sessions. Raises `SessionLimitReached`, `AllocationTimeout`, or why
         nothing could be started.
         """
-        if self._closed:
-            raise GatewayDraining("the gateway is shutting down")
+        if self._refusal is not None:
+            raise self._refusal
         if (item := self._take()) is not None:
             return item
         if is_full(now := self._snapshot(), self._sizes):
@@ -177,7 +189,7 @@ class WarmPool(Generic[T]):
     def _take(self) -> T | None:
         if not self._ready:
             return None
-        item = next(iter(self._ready))
+        item = next(filter(self._maker.is_current, self._ready), None) or next(iter(self._ready))
         self._ready.pop(item).watcher.cancel()
         self._hand_out(item)
         # Nobody waits for the one that replaces it, but somebody for what he does with this one: that goes first.
@@ -246,7 +258,7 @@ class WarmPool(Generic[T]):
         while True:
             self._changed.clear()
             time = self._loop.time()
-            aged = sum(entry.expires_at <= time for entry in self._ready.values())
+            aged = sum(self._is_aged(item, time) for item in self._ready)
             step = plan(self._snapshot(), self._sizes, aged, self._starts_at_once(time))
             for _ in range(step.retire):
                 self._retire()
@@ -256,6 +268,9 @@ class WarmPool(Generic[T]):
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(self._next_look(time)):
                     await self._changed.wait()
+
+    def _is_aged(self, item: T, time: float) -> bool:
+        return self._ready[item].expires_at <= time or not self._maker.is_current(item)
 
     def _snapshot(self) -> Snapshot:
         return Snapshot(self._starting, len(self._ready), len(self._in_use), self._leaving, len(self._waiting))
@@ -302,7 +317,7 @@ class WarmPool(Generic[T]):
     # --- leaving
 
     def _retire(self) -> None:
-        item = min(self._ready, key=lambda item: self._ready[item].expires_at)
+        item = min(self._ready, key=lambda item: (self._maker.is_current(item), self._ready[item].expires_at))
         self._unshelve(item)
         self._counts["retired"] += 1
         self._dispose(item)

@@ -115,6 +115,11 @@ class PoolSettings(_Settings):
     max_upload: Size = 128 << 20
     """Size of one uploaded file."""
 
+    location: str = Field("local", max_length=128)
+    """Where it is, for whoever manages it in the words of Azure; it changes nothing."""
+    tags: dict[str, str] = Field(default_factory=dict, max_length=50)
+    """Words for whoever manages it; they change nothing."""
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if self.ready > self.max_sessions:

@@ -18,7 +18,9 @@ from kernelpool.api.base import Collaborators
 from kernelpool.api.http_server import make_server
 from kernelpool.gateway import Gateway, PoolSource, Principal
 from kernelpool.journal import Journal
+from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
+from kernelpool.pool.store import PoolStore
 from tests.fakes import METADATA, RUNTIME, FakeBackend, FakeKernel, FakeProcess
 
 TOKEN = "a-token-for-tests-only"
@@ -29,12 +31,14 @@ LEGACY = "2024-02-02-preview"
 class Api:
     """The server under test, and a client that does right whatever a test does not do wrong on purpose."""
 
-    def __init__(self, port: int, http: aiohttp.ClientSession, gateway: Gateway, backend: FakeBackend) -> None:
+    def __init__(
+        self, port: int, http: aiohttp.ClientSession, collaborators: Collaborators, backend: FakeBackend
+    ) -> None:
         self.port = port
         self.http = http
-        self.gateway = gateway
+        self.gateway = collaborators.gateway
+        self.works = collaborators.works
         self.backend = backend
-        self.works = Collaborators(gateway, TokenAuthenticator(b"")).works
         self.base = f"http://127.0.0.1:{port}/pools/python"
 
     def request(
@@ -111,7 +115,14 @@ async def api_of(folder: Path, **settings: Any) -> AsyncIterator[Api]:
         journal = await stack.enter_async_context(Journal(folder))
         source = PoolSource(pool, RUNTIME, backend, METADATA)
         gateway = await stack.enter_async_context(Gateway([source], backend.connect, journal))
-        collaborators = Collaborators(gateway, TokenAuthenticator(digest_of(TOKEN)), max_body=1 << 20)
+
+        async def make(settings: PoolSettings) -> PoolSource:
+            return PoolSource(settings, RUNTIME, backend, METADATA)
+
+        management = await stack.enter_async_context(
+            Management(gateway, make, PoolStore(folder), ["python"], max_pools=3)
+        )
+        collaborators = Collaborators(gateway, TokenAuthenticator(digest_of(TOKEN)), management, max_body=1 << 20)
         server = make_server(
             make_application(collaborators, lambda: True), max_body=1 << 20, idle_timeout=60, body_timeout=60
         )
@@ -120,9 +131,7 @@ async def api_of(folder: Path, **settings: Any) -> AsyncIterator[Api]:
         stack.push_async_callback(server.close_all_connections)
         stack.callback(server.stop)
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)))
-        api = Api(listener.getsockname()[1], http, gateway, backend)
-        api.works = collaborators.works
-        yield api
+        yield Api(listener.getsockname()[1], http, collaborators, backend)
 
 
 @pytest.fixture

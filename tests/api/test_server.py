@@ -20,6 +20,7 @@ from kernelpool.config import Settings
 from kernelpool.errors import InvalidRequest, StartFailed
 from kernelpool.models import Limits
 from kernelpool.runtimes import Runtime
+from kernelpool.sources import describe
 from tests.fakes import FakeBackend, FakeSandbox
 
 WORLD: dict[Path, dict[str, FakeSandbox]] = {}
@@ -68,9 +69,17 @@ class Running:
     def endpoint(self) -> str:
         return str(re.findall(r"http://\S+", "\n".join(self.said))[0])
 
-    async def run(self, code: str, identifier: str = "abcd-1", token: str = TOKEN) -> tuple[int, Any]:
-        url = f"{self.endpoint}/executions?api-version=2025-10-02-preview&identifier={identifier}"
+    async def run(
+        self, code: str, identifier: str = "abcd-1", token: str = TOKEN, pool: str = "python"
+    ) -> tuple[int, Any]:
+        base = self.endpoint.rpartition("/")[0]
+        url = f"{base}/{pool}/executions?api-version=2025-10-02-preview&identifier={identifier}"
         async with self.http.post(url, json={"code": code}, headers={"Authorization": f"Bearer {token}"}) as response:
+            return response.status, await response.json()
+
+    async def manage(self, method: str, pool: str, body: Any = None) -> tuple[int, Any]:
+        url = f"{self.endpoint.rpartition('/')[0]}/{pool}"
+        async with self.http.request(method, url, json=body, headers={"Authorization": f"Bearer {TOKEN}"}) as response:
             return response.status, await response.json()
 
     async def probe(self, path: str) -> int:
@@ -149,6 +158,39 @@ async def test_a_stopped_gateway_leaves_its_sessions_to_the_next(tmp_path: Path)
         _, answer = await second.run("x + 1")
 
     assert answer["result"]["executionResult"] == 42
+
+
+async def test_pools_made_and_changed_while_it_ran_are_there_after_a_restart_with_their_sessions(
+    tmp_path: Path,
+) -> None:
+    async with gateway_of(settings_of(tmp_path, token=TOKEN)) as first:
+        assert (await first.manage("PUT", "second", {"backend": "kept", "ready": 0}))[0] == 201
+        assert (await first.manage("PATCH", "python", {"cooldown": 17}))[0] == 200
+        await first.run("x = 41", pool="second")
+        await first.finish()
+
+    async with gateway_of(settings_of(tmp_path, token=TOKEN)) as again:
+        assert (await again.run("x + 1", pool="second"))[1]["result"]["executionResult"] == 42
+        assert (await again.manage("GET", "python"))[1]["settings"]["cooldown"] == 17
+        assert any("pool python" in line and "pools/python.json" in line for line in again.said)
+
+
+async def test_a_pool_that_would_not_isolate_is_not_made(tmp_path: Path) -> None:
+    async with gateway_of(settings_of(tmp_path, token=TOKEN)) as running:
+        status, answer = await running.manage("PUT", "second", {"backend": "leaky"})
+
+        assert (status, answer["error"]["code"]) == (503, "SandboxStartFailed")
+        assert (await running.manage("GET", "second"))[0] == 404
+        assert not (tmp_path / "pools").exists()
+
+
+async def test_a_stored_pool_that_cannot_be_read_keeps_the_gateway_from_starting(tmp_path: Path) -> None:
+    (tmp_path / "pools").mkdir()
+    (tmp_path / "pools" / "second.json").write_text('{"name": "second", "ready": "many"}')
+
+    with pytest.raises(StartFailed, match=r"second\.json"):
+        async with gateway_of(settings_of(tmp_path)):
+            pass
 
 
 async def test_sessions_are_destroyed_when_that_was_asked_for(tmp_path: Path) -> None:
@@ -254,6 +296,4 @@ async def test_the_doctor_reports_each_pool(tmp_path: Path) -> None:
     findings = await server.doctor(settings_of(tmp_path, "leaky"), lambda line: None)
 
     assert [finding.name for finding in findings["python"]] == ["network", "version"]
-    assert server.describe(findings["python"][0]) == (
-        "network: DOES NOT HOLD (seen the host's, wanted none)\n    Close it."
-    )
+    assert describe(findings["python"][0]) == ("network: DOES NOT HOLD (seen the host's, wanted none)\n    Close it.")

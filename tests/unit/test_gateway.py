@@ -161,7 +161,7 @@ async def test_a_pool_tells_its_numbers(gateway: Gateway) -> None:
 
     info = gateway.pool(ANNA, "default")
 
-    assert (info.ready, info.starting, info.sessions, info.max_sessions) == (1, 0, 1, 10)
+    assert (info.ready, info.starting, info.sessions, info.settings.max_sessions) == (1, 0, 1, 10)
     assert gateway.pools(ANNA) == [info]
     assert await gateway.metadata(ANNA, "default") == METADATA
 

@@ -24,6 +24,7 @@ class Cup:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.glaze = "blue"
         self.broken: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.is_discarded = False
 
@@ -39,6 +40,7 @@ class Kitchen:
         self.starting = 0
         self.most_starting = 0
         self.failures = 0
+        self.glaze = "blue"
         self.most_alive = 0
         self.starts: list[float] = []
         self.may_discard = asyncio.Event()
@@ -50,6 +52,7 @@ class Kitchen:
 
     async def start(self) -> Cup:
         self.starts.append(asyncio.get_running_loop().time())
+        glaze = self.glaze
         self.starting += 1
         self.most_starting = max(self.most_starting, self.starting)
         self.most_alive = max(self.most_alive, self.starting + len(self.alive))
@@ -61,11 +64,15 @@ class Kitchen:
             self.failures -= 1
             raise StartFailed("out of clay")
         cup = Cup(len(self.cups) + 1)
+        cup.glaze = glaze
         self.cups.append(cup)
         return cup
 
     async def wait_dead(self, item: Cup) -> str:
         return await asyncio.shield(item.broken)
+
+    def is_current(self, item: Cup) -> bool:
+        return item.glaze == self.glaze
 
     async def discard(self, item: Cup) -> None:
         await self.may_discard.wait()
@@ -257,6 +264,67 @@ async def test_old_ones_are_replaced_one_at_a_time_and_there_is_always_one_ready
 
         assert [cup.number for cup in kitchen.alive] == [3, 4]
         assert pool.statistics().retired == 2
+
+
+async def test_when_the_maker_changes_all_that_is_ready_is_replaced_one_at_a_time() -> None:
+    kitchen = Kitchen()
+    async with pool_of(kitchen, ready=3, max_ready_age=10**6) as pool:
+        await settle()
+        used = await pool.acquire()
+        await settle()
+        kitchen.glaze = "green"
+        pool.change(Sizes(ready=3))
+        fewest = 3
+        while pool.statistics().outdated:
+            fewest = min(fewest, len(pool.ready))
+            assert sum(not cup.is_discarded for cup in kitchen.cups) <= 1 + 3 + 1
+            await asyncio.sleep(0.1)
+        await settle()
+
+        assert fewest == 3
+        assert [cup.glaze for cup in pool.ready] == ["green"] * 3
+        assert not used.is_discarded
+
+
+async def test_an_outdated_one_is_handed_out_only_where_there_is_no_other() -> None:
+    kitchen = Kitchen()
+    async with pool_of(kitchen, ready=2) as pool:
+        await settle()
+        kitchen.glaze = "green"
+        assert (await pool.acquire()).glaze == "blue"
+        pool.change(Sizes(ready=2))
+        while all(cup.glaze == "blue" for cup in pool.ready):
+            await asyncio.sleep(0.1)
+
+        assert (await pool.acquire()).glaze == "green"
+
+
+async def test_what_was_being_started_when_the_maker_changed_is_replaced_too() -> None:
+    kitchen = Kitchen()
+    async with pool_of(kitchen, ready=1) as pool:
+        await asyncio.sleep(0.5)
+        kitchen.glaze = "green"
+        pool.change(Sizes(ready=1))
+        await settle()
+
+        assert [cup.glaze for cup in kitchen.alive] == ["green"]
+
+
+async def test_a_pool_can_be_made_larger_and_smaller() -> None:
+    kitchen = Kitchen()
+    async with pool_of(kitchen, ready=1, max_sessions=1) as pool:
+        await settle()
+        cup = await pool.acquire()
+        pool.change(Sizes(ready=3, max_sessions=4))
+        await settle()
+        assert len(pool.ready) == 3
+
+        pool.change(Sizes(ready=0, max_sessions=1))
+        await settle()
+
+        assert kitchen.alive == [cup]
+        with pytest.raises(SessionLimitReached):
+            await pool.acquire()
 
 
 async def test_after_failures_it_waits_longer_and_longer_and_recovers() -> None:

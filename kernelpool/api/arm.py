@@ -1,0 +1,219 @@
+"""Pools in Azure's words: the `Microsoft.App/sessionPools` resource of Resource Manager.
+
+What has a counterpart here works: container type, numbers, cooldown, egress, tags. What has none is refused by its
+name, never ignored: a template that looked accepted would be believed. Changes are done when they are answered, so
+`provisioningState` is always Succeeded. The shape is that of api-version 2025-10-02-preview, and the older one of
+`dynamicPoolConfiguration` is read too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kernelpool.api.base import ApiHandler, Collaborators
+from kernelpool.api.json_text import parse_json
+from kernelpool.errors import InvalidRequest
+from kernelpool.gateway import PoolInfo
+from kernelpool.management import validated
+
+_SUBSCRIPTION = r"(?i)/subscriptions/(?P<subscription>[^/]+)"
+_GROUP = _SUBSCRIPTION + r"/resourceGroups/(?P<group>[^/]+)"
+_POOLS = r"/providers/Microsoft\.App/sessionPools"
+
+_RUNTIMES = {"pythonlts": "python", "nodelts": "node", "shell": "shell"}
+_CONTAINER_TYPES = {"python": "PythonLTS", "node": "NodeLTS", "shell": "Shell"}
+_EGRESS = {"egressenabled": True, "egressdisabled": False}
+_READ_ONLY = {"poolManagementEndpoint", "provisioningState", "nodeCount", "templateUpdateStatus"}
+_ENVELOPE = {"id", "name", "type", "etag", "systemData", "location", "tags", "properties", "identity"}
+_NOT_HERE = {
+    "customContainerTemplate": "custom containers",
+    "environmentId": "environments of custom containers",
+    "secrets": "secrets of custom containers",
+    "managedIdentitySettings": "managed identities",
+}
+
+
+class ArmListHandler(ApiHandler):
+    async def get(self, subscription: str, group: str = "local") -> None:
+        self.query.api_version  # noqa: B018 - raises when it is missing or malformed
+        base = f"/subscriptions/{subscription}/resourceGroups/{group}"
+        self.answer({"value": [resource(pool, base, self.origin) for pool in self.gateway.pools(self.principal)]})
+
+
+class ArmPoolHandler(ApiHandler):
+    async def accept(self) -> None:
+        self.query.api_version  # noqa: B018 - raises when it is missing or malformed
+
+    async def get(self, subscription: str, group: str, pool: str) -> None:
+        self._answer(self.gateway.pool(self.principal, pool))
+
+    async def put(self, subscription: str, group: str, pool: str) -> None:
+        await self.serve(self._put(pool))
+
+    async def patch(self, subscription: str, group: str, pool: str) -> None:
+        await self.serve(self._patch(pool))
+
+    async def delete(self, subscription: str, group: str, pool: str) -> None:
+        await self.serve(self._delete(pool))
+
+    async def _put(self, name: str) -> None:
+        values = settings_of(_object(parse_json(bytes(self.body)), "body"))
+        if "runtime" not in values:
+            raise InvalidRequest("properties.containerType: is missing; say PythonLTS, NodeLTS or Shell")
+        info, is_new = await self.collaborators.management.put(validated({**values, "name": name}))
+        self._answer(info, 201 if is_new else 200)
+
+    async def _patch(self, name: str) -> None:
+        changes = settings_of(_object(parse_json(bytes(self.body)), "body"))
+        self._answer(await self.collaborators.management.patch(name, changes))
+
+    async def _delete(self, name: str) -> None:
+        await self.collaborators.management.delete(name)
+        self.answer_nothing()
+
+    def _answer(self, pool: PoolInfo, status: int = 200) -> None:
+        base = "/subscriptions/{subscription}/resourceGroups/{group}".format(**self.path_kwargs)
+        self.answer(resource(pool, base, self.origin), status)
+
+
+def resource(pool: PoolInfo, base: str, origin: str) -> dict[str, Any]:
+    """`base`: of the group, as the caller wrote it."""
+    settings = pool.settings
+    return {
+        "id": f"{base}/providers/Microsoft.App/sessionPools/{pool.name}",
+        "name": pool.name,
+        "type": "Microsoft.App/sessionPools",
+        "location": settings.location,
+        "tags": settings.tags,
+        "properties": {
+            "containerType": _CONTAINER_TYPES.get(pool.runtime, pool.runtime),
+            "poolManagementType": "Dynamic",
+            "nodeCount": 1,
+            "scaleConfiguration": {
+                "maxConcurrentSessions": settings.max_sessions,
+                "readySessionInstances": settings.ready,
+            },
+            "dynamicPoolConfiguration": {
+                "lifecycleConfiguration": {
+                    "lifecycleType": "Timed",
+                    "cooldownPeriodInSeconds": settings.cooldown,
+                }
+            },
+            "sessionNetworkConfiguration": {"status": "EgressEnabled" if settings.egress else "EgressDisabled"},
+            "mcpServerSettings": {"isMcpServerEnabled": False},
+            "poolManagementEndpoint": f"{origin}{base}/sessionPools/{pool.name}",
+            "provisioningState": "Succeeded",
+        },
+    }
+
+
+def settings_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A resource, or a part of one, as settings of ours. Raises `InvalidRequest`, naming what has no counterpart."""
+    _refuse_unknown(body, _ENVELOPE, "")
+    identity = _object(body.get("identity") or {}, "identity").get("type", "None")
+    if identity != "None":
+        raise InvalidRequest(f"identity.type: managed identities do not exist here; say None, not {identity!r:.40}")
+    values = {name: body[name] for name in ("location", "tags") if name in body}
+    properties = _object(body.get("properties") or {}, "properties")
+    for name, what in _NOT_HERE.items():
+        if properties.get(name):
+            raise InvalidRequest(f"properties.{name}: {what} do not exist here")
+    known = {
+        "containerType": _container_type,
+        "poolManagementType": _management_type,
+        "scaleConfiguration": _scale,
+        "dynamicPoolConfiguration": _lifecycle,
+        "sessionNetworkConfiguration": _network,
+        "mcpServerSettings": _mcp,
+    }
+    _refuse_unknown(properties, {*known, *_NOT_HERE, *_READ_ONLY}, "properties.")
+    for name, read in known.items():
+        if properties.get(name) is not None:
+            values |= read(properties[name])
+    return values
+
+
+def _container_type(value: Any) -> dict[str, Any]:
+    runtime = _RUNTIMES.get(str(value).lower())
+    if runtime is None:
+        raise InvalidRequest(f"properties.containerType: say PythonLTS, NodeLTS or Shell, not {str(value)[:40]!r}")
+    return {"runtime": runtime}
+
+
+def _management_type(value: Any) -> dict[str, Any]:
+    if str(value).lower() != "dynamic":
+        raise InvalidRequest("properties.poolManagementType: only Dynamic exists")
+    return {}
+
+
+def _scale(value: Any) -> dict[str, Any]:
+    names = {"maxConcurrentSessions": "max_sessions", "readySessionInstances": "ready"}
+    return _renamed(value, names, "properties.scaleConfiguration")
+
+
+def _lifecycle(value: Any) -> dict[str, Any]:
+    path = "properties.dynamicPoolConfiguration"
+    outer = _object(value, path)
+    _refuse_unknown(
+        outer,
+        {"lifecycleConfiguration", "executionType", "cooldownPeriodInSeconds", "coolDownPeriodInSeconds"},
+        path + ".",
+    )
+    inner = {
+        **{name: item for name, item in outer.items() if name != "lifecycleConfiguration"},
+        **_object(outer.get("lifecycleConfiguration") or {}, path + ".lifecycleConfiguration"),
+    }
+    kind = inner.pop("lifecycleType", inner.pop("executionType", None)) or "Timed"
+    if str(kind).lower() != "timed":
+        raise InvalidRequest(f"{path}: only the lifecycle type Timed exists here, not {str(kind)[:40]!r}")
+    inner = {name: item for name, item in inner.items() if item is not None}
+    names = {
+        "cooldownPeriodInSeconds": "cooldown",
+        "coolDownPeriodInSeconds": "cooldown",
+        "maxAlivePeriodInSeconds": "max_alive",
+    }
+    return _renamed(inner, names, path)
+
+
+def _network(value: Any) -> dict[str, Any]:
+    path = "properties.sessionNetworkConfiguration"
+    network = _object(value, path)
+    _refuse_unknown(network, {"status"}, path + ".")
+    egress = _EGRESS.get(str(network.get("status")).lower())
+    if egress is None:
+        raise InvalidRequest(f"{path}.status: say EgressEnabled or EgressDisabled")
+    return {"egress": egress}
+
+
+def _mcp(value: Any) -> dict[str, Any]:
+    if _object(value, "properties.mcpServerSettings").get("isMcpServerEnabled"):
+        raise InvalidRequest("properties.mcpServerSettings.isMcpServerEnabled: there is no MCP server here yet")
+    return {}
+
+
+def _renamed(value: Any, names: Mapping[str, str], path: str) -> dict[str, Any]:
+    values = _object(value, path)
+    _refuse_unknown(values, names, path + ".")
+    return {names[name]: item for name, item in values.items()}
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"{path}: must be a JSON object")
+    return value
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Any, path: str) -> None:
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise InvalidRequest(f"{path}{unknown[0][:100]}: no such property")
+
+
+def routes(collaborators: Collaborators) -> list[Any]:
+    shared = {"collaborators": collaborators}
+    return [
+        (_SUBSCRIPTION + _POOLS, ArmListHandler, shared),
+        (_GROUP + _POOLS, ArmListHandler, shared),
+        (_GROUP + _POOLS + "/(?P<pool>[^/]+)", ArmPoolHandler, shared),
+    ]

@@ -1,0 +1,131 @@
+"""Management: pools made, changed and deleted while the gateway runs, and there again after its next start.
+
+Pools of the settings file belong to whoever writes that file: they can be changed here, which is kept and counts from
+then on, but not deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from kernelpool.errors import Conflict, InvalidRequest, PoolNotFound, QuotaExceeded
+from kernelpool.gateway import Gateway, PoolInfo, PoolSource
+from kernelpool.pool.settings import PoolSettings, fingerprint
+from kernelpool.pool.store import PoolStore
+from kernelpool.tasks import Tasks
+
+log = logging.getLogger(__name__)
+R = TypeVar("R")
+
+Make = Callable[[PoolSettings], Awaitable[PoolSource]]
+CLOSE_SECONDS = 120.0
+
+
+class Management:
+    """An async context manager. A change that has begun is finished, whoever leaves; one pool, one change at a time."""
+
+    def __init__(
+        self, gateway: Gateway, make: Make, store: PoolStore, declared: Collection[str], max_pools: int = 64
+    ) -> None:
+        """`declared`: names of the pools of the settings file."""
+        self._gateway = gateway
+        self._make = make
+        self._store = store
+        self._declared = frozenset(declared)
+        self._max_pools = max_pools
+        self._changing: set[str] = set()
+        self._tasks = Tasks("management")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._tasks.aclose(grace=CLOSE_SECONDS)
+
+    async def put(self, pool: PoolSettings) -> tuple[PoolInfo, bool]:
+        """Makes it, or gives it exactly these settings; says whether it is new. Raises `InvalidRequest`, `Conflict`
+        while it is being changed, `StartFailed` when its sandboxes would not isolate."""
+        return await self._finish(pool.name, self._put(pool))
+
+    async def patch(self, name: str, changes: Mapping[str, Any]) -> PoolInfo:
+        """Merges changes into its settings as RFC 7396 does: null is the default. Raises as `put`, and
+        `PoolNotFound`."""
+        pool = merged(self._gateway.source_of(name).settings, changes)
+        info, _ = await self._finish(name, self._put(pool))
+        return info
+
+    async def delete(self, name: str) -> None:
+        """With every session in it. Raises `PoolNotFound`, `Conflict` for one of the settings file."""
+        self._gateway.source_of(name)
+        if name in self._declared:
+            raise Conflict(f"Pool '{name}' is declared in the gateway's settings; delete it there, and restart.")
+        await self._finish(name, self._delete(name))
+
+    async def _finish(self, name: str, work: Coroutine[Any, Any, R]) -> R:
+        if name in self._changing:
+            work.close()
+            raise Conflict(f"Pool '{name}' is being changed; try again when that is done.")
+        self._changing.add(name)
+        task = self._tasks.spawn(work, f"change {name}")
+        task.add_done_callback(lambda _: self._changing.discard(name))
+        return await asyncio.shield(task)
+
+    async def _put(self, pool: PoolSettings) -> tuple[PoolInfo, bool]:
+        try:
+            now = self._gateway.source_of(pool.name)
+        except PoolNotFound:
+            if self._gateway.pool_count >= self._max_pools:
+                raise QuotaExceeded(f"There are {self._max_pools} session pools, the most that are allowed.") from None
+            source = await self._make(pool)
+            await asyncio.to_thread(self._store.save, pool)
+            return await self._gateway.open_pool(source), True
+        is_same = fingerprint(now.settings, now.runtime) == fingerprint(pool, now.runtime)
+        if is_same and now.settings.runtime == pool.runtime:
+            source = PoolSource(pool, now.runtime, now.backend, now.metadata)
+        else:
+            source = await self._make(pool)
+        await asyncio.to_thread(self._store.save, pool)
+        return self._gateway.change_pool(source), False
+
+    async def _delete(self, name: str) -> None:
+        # The file first: a gateway that is killed half-way must not bring the pool back.
+        await asyncio.to_thread(self._store.remove, name)
+        await self._gateway.close_pool(name)
+
+
+def validated(values: Mapping[str, Any]) -> PoolSettings:
+    """Raises `InvalidRequest`, naming each field that is wrong."""
+    try:
+        return PoolSettings.model_validate(dict(values))
+    except ValidationError as error:
+        faults = (
+            f"{'.'.join(map(str, fault['loc'])) or 'pool'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        raise InvalidRequest("; ".join(faults)) from None
+
+
+def merged(pool: PoolSettings, changes: Mapping[str, Any]) -> PoolSettings:
+    """RFC 7396. Raises `InvalidRequest`."""
+    return validated(_merge(pool.model_dump(mode="json"), {**changes, "name": pool.name}))
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(below)
+    for name, value in above.items():
+        if value is None:
+            values.pop(name, None)
+        elif isinstance(value, Mapping):
+            under = values.get(name)
+            values[name] = _merge(under if isinstance(under, dict) else {}, value)
+        else:
+            values[name] = value
+    return values
