@@ -13,6 +13,7 @@ from kernelpool import errors
 from kernelpool.config import Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.pool.settings import LimitSettings, PoolSettings
+from kernelpool.quotas import QuotaSettings
 
 FOLDER = Path(__file__).parent
 SIZES = {"max_body", "memory", "workspace", "tmp", "output_bytes", "history_bytes", "max_upload"}
@@ -27,9 +28,10 @@ def settings_page() -> str:
             "`KERNELPOOL_POOLS__PYTHON__LIMITS__MEMORY`. Flags win over the environment, which wins over the file.",
             "Sizes are numbers of bytes, or text such as `512Mi` or `1Gi`. Times are seconds.",
             "",
-            *_table("The gateway", Settings, skip={"pools"}),
+            *_table("The gateway", Settings, skip={"pools", "tenants"}),
             *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits"}),
             *_table("`[pools.<name>.limits]`", LimitSettings),
+            *_table('`[tenants.<name>]`, and `[tenants."*"]` for those who are not named', QuotaSettings),
         ]
     )
 

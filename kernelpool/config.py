@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, m
 
 from kernelpool.errors import InvalidRequest
 from kernelpool.pool.settings import PoolSettings, Seconds, Size
+from kernelpool.quotas import QuotaSettings
 
 FILE_NAME = "kernelpool.toml"
 PREFIX = "KERNELPOOL_"
@@ -75,6 +76,8 @@ class Settings(BaseModel):
         default_factory=lambda: {"python": PoolSettings(name="python")}, min_length=1
     )
     """Pools by name, as `[pools.<name>]`; see there."""
+    tenants: dict[str, QuotaSettings] = Field(default_factory=dict)
+    """What tenants may use, as `[tenants.<name>]`; see there. `[tenants."*"]` is for those who are not named."""
 
     @model_validator(mode="before")
     @classmethod

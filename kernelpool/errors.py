@@ -168,6 +168,10 @@ class QuotaExceeded(TryLater):
     status = 429
     remedy = "Wait for the seconds in Retry-After, or ask the operator for a larger quota; the message names it."
 
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
 
 class ExecutionQueueFull(TryLater):
     code = "ExecutionQueueFull"

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self
 from uuid import uuid4
@@ -21,9 +22,10 @@ from kernelpool.life import SessionInfo
 from kernelpool.pool.launcher import Connected, Launcher
 from kernelpool.pool.pool import WarmPool
 from kernelpool.pool.settings import PoolSettings
+from kernelpool.quotas import Quotas
 from kernelpool.recovery import Found, Recovery
 from kernelpool.runtimes import Runtime
-from kernelpool.session import Calls, Session
+from kernelpool.session import Admission, Calls, Session
 from kernelpool.sessions import Held, Sessions
 
 __all__ = ["Gateway", "PoolInfo", "PoolSource", "Principal", "Session", "SessionInfo", "new_execution_id"]
@@ -88,11 +90,13 @@ class Gateway:
         sources: Sequence[PoolSource],
         connect: Connect,
         journal: Journal,
+        quotas: Quotas | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._sources = tuple(sources)
         self._connect = connect
         self._journal = journal
+        self._quotas = quotas or Quotas()
         self._wall = wall
         self._pools: dict[str, _Pool] = {}
         self._calls = Calls()
@@ -153,11 +157,13 @@ class Gateway:
     @asynccontextmanager
     async def use(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:
         """The identifier's session, allocated from the pool when there is none yet.
-        Raises `PoolNotFound`, `InvalidIdentifier`, `SessionLimitReached`, `AllocationTimeout`, `GatewayDraining`."""
+        Raises `PoolNotFound`, `InvalidIdentifier`, `SessionLimitReached`, `QuotaExceeded`, `AllocationTimeout`,
+        `GatewayDraining`."""
         owner = self._pool(pool)
         _check_identifier(identifier)
         if not owner.sessions.has(principal.tenant, identifier):
             self._calls.admit()
+            await self._check_quota(principal.tenant)
         async with owner.sessions.use(principal.tenant, identifier) as held:
             yield self._session(owner, held)
 
@@ -229,6 +235,16 @@ class Gateway:
         """Raises `PoolNotFound`."""
         return self._pool(name).source
 
+    async def _check_quota(self, tenant: str) -> None:
+        """Whether a tenant may have one session more. What it has is counted last, in the tick of the allocation."""
+        await self._check_stored(tenant)
+        self._quotas.check_sessions(tenant, sum(pool.sessions.count(tenant) for pool in self._pools.values()))
+
+    async def _check_stored(self, tenant: str) -> None:
+        if self._quotas.of(tenant).stored_bytes is not None:
+            stored = [await pool.sessions.stored(tenant) for pool in self._pools.values()]
+            self._quotas.check_stored(tenant, sum(stored))
+
     def _launcher(self, source: PoolSource) -> Launcher:
         return Launcher(source.settings, source.runtime, source.backend, self._connect)
 
@@ -246,7 +262,11 @@ class Gateway:
         return _Pool(source, launcher, warm, sessions, heartbeat, stack)
 
     def _session(self, pool: _Pool, held: Held) -> Session:
-        return Session(held, pool.sessions, pool.source.settings, self._calls)
+        return Session(held, pool.sessions, pool.source.settings, self._calls, self._admission(held))
+
+    def _admission(self, held: Held) -> Admission:
+        tenant = held.live.record.tenant
+        return Admission(partial(self._quotas.count_execution, tenant), partial(self._check_stored, tenant))
 
     def _pool(self, name: str) -> _Pool:
         pool = self._pools.get(name)

@@ -295,3 +295,5 @@ class AgentStatus:
     kernel_restarts: int
     failure: str | None = None
     """Why the kernel does not come up, when it does not."""
+    workspace_bytes: int = 0
+    """Bytes that the session's files take."""

@@ -36,6 +36,7 @@ from kernelpool.journal import Journal
 from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
+from kernelpool.quotas import Quotas
 from kernelpool.sources import Sources
 
 log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         pools = await _pools(settings, store, say)
         made = [await sources.make(pool) for pool in pools.values()]
         journal = await stack.enter_async_context(Journal(settings.state_dir))
-        gateway = await stack.enter_async_context(Gateway(made, connect, journal))
+        gateway = await stack.enter_async_context(Gateway(made, connect, journal, Quotas(settings.tenants)))
         management = await stack.enter_async_context(
             Management(gateway, sources.make, store, settings.pools, settings.max_pools)
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 
 from kernelpool.agents import FileContent
 from kernelpool.errors import (
@@ -117,19 +118,30 @@ class Calls:
             self._tasks.spawn(session.cancel_unwanted(id), "cancel execution")
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Asked before work is taken on. Both raise `QuotaExceeded`."""
+
+    execution: Callable[[], None]
+    upload: Callable[[], Awaitable[None]]
+
+
 class Session:
     """A live session in a caller's hand; the hold keeps its cooldown from running out.
 
     Any method may raise `SandboxLost`; the session is over then, and its sandbox is gone.
     """
 
-    def __init__(self, held: Held, sessions: Sessions, settings: PoolSettings, calls: Calls) -> None:
+    def __init__(
+        self, held: Held, sessions: Sessions, settings: PoolSettings, calls: Calls, admission: Admission
+    ) -> None:
         self._held = held
         self._live = held.live
         self._agent = held.live.agent
         self._sessions = sessions
         self._settings = settings
         self._calls = calls
+        self._admission = admission
 
     def __repr__(self) -> str:
         return f"<Session {self._live!r}>"
@@ -213,7 +225,8 @@ class Session:
             yield content
 
     async def write_file(self, path: WorkspacePath, chunks: AsyncIterator[bytes]) -> FileInfo:
-        """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`."""
+        """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`, `QuotaExceeded`."""
+        await self._admission.upload()
         upload = _Upload(chunks, self._settings.max_upload)
         async with self._or_lost():
             try:
@@ -262,6 +275,7 @@ class Session:
                 f"timeout must be at most {self._settings.max_timeout:g} seconds in pool '{self._settings.name}', "
                 f"not {request.timeout:g}"
             )
+        self._admission.execution()
 
     @asynccontextmanager
     async def _or_lost(self, seconds: float | None = None) -> AsyncIterator[None]:

@@ -43,6 +43,7 @@ Key = tuple[str, str]
 ALLOCATION_ATTEMPTS = 3
 """Ready sandboxes that may turn out dead when activated, one after the other, before a caller is told."""
 TOMBSTONES = 1024
+ASKED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +161,18 @@ class Sessions:
     def count(self, tenant: str) -> int:
         """A tenant's sessions, those on their way included."""
         return sum(key[0] == tenant for key in (*self._live, *self._coming))
+
+    async def stored(self, tenant: str) -> int:
+        """Bytes in the files of a tenant's sessions, as their agents say: each lies for itself only, and no more than
+        its workspace holds."""
+        mine = [live for live in self._live.values() if live.record.tenant == tenant]
+        gate = asyncio.Semaphore(ASKED_AT_ONCE)
+        return sum(await asyncio.gather(*(self._stored_in(live, gate) for live in mine)))
+
+    async def _stored_in(self, live: LiveSession, gate: asyncio.Semaphore) -> int:
+        async with gate:
+            status = await pulse(live.agent, tries=1)
+        return min(max(status.workspace_bytes, 0), self._settings.limits.workspace) if status else 0
 
     async def stop_all(self, why: str = "the gateway was told to end all sessions") -> None:
         """Those on their way as well, once they are there. The pool has to hand out nothing more by then."""

@@ -185,6 +185,7 @@ class FakeProcess:
             queued=queued,
             idle_seconds=0.0 if running or queued else self._now() - self._active_at,
             kernel_restarts=0,
+            workspace_bytes=sum(len(data) for data, _ in self.files.values()),
         )
 
     def submit(self, request: ExecuteRequest) -> _Run:

@@ -22,6 +22,7 @@ ROOMS = [
     "backends",
     "agents",
     "pool",
+    "quotas",
     "config",
     "journal",
     "life",

@@ -46,7 +46,7 @@ async def gateway_of(backend: FakeBackend, state: Path, **settings: Any) -> Asyn
     clock = asyncio.get_running_loop().time
     async with (
         Journal(state) as journal,
-        Gateway([source], backend.connect, journal, lambda: 10**9 + clock()) as gateway,
+        Gateway([source], backend.connect, journal, wall=lambda: 10**9 + clock()) as gateway,
     ):
         yield gateway
 
