@@ -1,4 +1,4 @@
-"""Writes settings.md and errors.md from the code: `python docs/generate.py`. A test fails while they differ from it."""
+"""Writes settings.md, errors.md and metrics.md from the code: `python docs/generate.py`. A test holds them together."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kernelpool.config import Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.pool.settings import LimitSettings, PoolSettings
 from kernelpool.quotas import QuotaSettings
+from kernelpool.telemetry.metrics import CollectorRegistry, Metrics
 
 FOLDER = Path(__file__).parent
 SIZES = {"max_body", "memory", "workspace", "tmp", "output_bytes", "history_bytes", "max_upload"}
@@ -51,6 +52,26 @@ def errors_page() -> str:
             "Code of yours that raises is no error of the gateway: it is an execution that failed, with status 200.",
             "",
             "| code | HTTP | what to do |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def metrics_page() -> str:
+    lines = Metrics(CollectorRegistry()).render([]).decode().splitlines()
+    described = [line.split(" ", 3)[2:] for line in lines if line.startswith(("# HELP ", "# TYPE "))]
+    pairs = zip(described[::2], described[1::2], strict=True)
+    rows = sorted(f"| `{name}` | {kind} | {text} |" for (name, text), (_, kind) in pairs)
+    return "\n".join(
+        [
+            "# Metrics",
+            "",
+            "`GET /metrics`. Labels are `pool`, words from fixed sets, and for a live session its guid, which log",
+            "lines and the audit log call `session`. A session's usage is what its agent says, inside the sandbox.",
+            "",
+            "| metric | kind | |",
             "|---|---|---|",
             *rows,
             "",
@@ -96,3 +117,4 @@ def _named(error: type[KernelpoolError]) -> Iterator[type[KernelpoolError]]:
 if __name__ == "__main__":
     (FOLDER / "settings.md").write_text(settings_page())
     (FOLDER / "errors.md").write_text(errors_page())
+    (FOLDER / "metrics.md").write_text(metrics_page())

@@ -72,6 +72,16 @@ class Settings(BaseModel):
     """Pools that may exist, those of the settings included."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, as JSON lines on stderr."""
+    metrics_public: bool = False
+    """Let anybody read `/metrics`; else Prometheus needs a token, as every caller."""
+    otlp_endpoint: str | None = Field(None, pattern=r"^https?://")
+    """URL that traces are posted to by OTLP/HTTP, such as `http://collector:4318/v1/traces`. Without one the standard
+    `OTEL_` variables decide. Needs the extra `otel`."""
+    audit_log: Path | None = None
+    """File that each execution, transfer, deletion and refusal is appended to: who, what, when, how it ended. Without
+    one nothing is kept."""
+    audit_code: bool = False
+    """Also append the code that was executed."""
     pools: dict[str, PoolSettings] = Field(
         default_factory=lambda: {"python": PoolSettings(name="python")}, min_length=1
     )

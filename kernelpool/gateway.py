@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -27,6 +27,13 @@ from kernelpool.recovery import Found, Recovery
 from kernelpool.runtimes import Runtime
 from kernelpool.session import Admission, Calls, Session
 from kernelpool.sessions import Held, Sessions
+from kernelpool.survey import Survey, Surveyed
+from kernelpool.telemetry import SILENT, Telemetry
+from kernelpool.telemetry.audit import Action
+from kernelpool.telemetry.endings import Endings
+from kernelpool.telemetry.logs import log_context
+from kernelpool.telemetry.readings import PoolReading
+from kernelpool.telemetry.watch import Watch, Who
 
 __all__ = ["Gateway", "PoolInfo", "PoolSource", "Principal", "Session", "SessionInfo", "new_execution_id"]
 
@@ -92,7 +99,11 @@ class Gateway:
         journal: Journal,
         quotas: Quotas | None = None,
         wall: Callable[[], float] = time.time,
+        telemetry: Telemetry = SILENT,
     ) -> None:
+        self._telemetry = telemetry
+        self._endings = Endings(telemetry.observer, telemetry.tracing)
+        self._survey = Survey()
         self._sources = tuple(sources)
         self._connect = connect
         self._journal = journal
@@ -165,7 +176,8 @@ class Gateway:
             self._calls.admit()
             await self._check_quota(principal.tenant)
         async with owner.sessions.use(principal.tenant, identifier) as held:
-            yield self._session(owner, held)
+            with _log_context(held):
+                yield self._session(owner, principal, held)
 
     @asynccontextmanager
     async def find(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:
@@ -173,7 +185,8 @@ class Gateway:
         owner = self._pool(pool)
         _check_identifier(identifier)
         async with owner.sessions.find(principal.tenant, identifier) as held:
-            yield self._session(owner, held)
+            with _log_context(held):
+                yield self._session(owner, principal, held)
 
     async def list_sessions(self, principal: Principal, pool: str) -> Sequence[SessionInfo]:
         """The principal's own, oldest first."""
@@ -184,7 +197,9 @@ class Gateway:
         """Destroys it now, whatever runs. Raises `SessionNotFound`."""
         owner = self._pool(pool)
         _check_identifier(identifier)
-        await owner.sessions.stop(principal.tenant, identifier)
+        watch = self._watch(owner, principal, owner.sessions.guid(principal.tenant, identifier))
+        with watch.acting(Action.SESSION_STOP):
+            await owner.sessions.stop(principal.tenant, identifier)
 
     async def metadata(self, principal: Principal, pool: str) -> RuntimeMetadata:
         return self._pool(pool).source.metadata
@@ -248,11 +263,17 @@ class Gateway:
     def _launcher(self, source: PoolSource) -> Launcher:
         return Launcher(source.settings, source.runtime, source.backend, self._connect)
 
+    async def survey(self) -> Sequence[PoolReading]:
+        """All pools' numbers and all sessions' usage, for the operator. Bounded, and no more often than agents like."""
+        return await self._survey.take(
+            [Surveyed(pool.source.settings.sizes, pool.warm, pool.sessions) for pool in self._pools.values()]
+        )
+
     async def _open(self, stack: AsyncExitStack, source: PoolSource, launcher: Launcher, found: Found) -> _Pool:
         settings = source.settings
         in_use = [survivor.connected for survivor in found.survivors]
-        warm = WarmPool(settings.name, settings.sizes, launcher, ready=found.ready, in_use=in_use)
-        sessions = Sessions(settings, warm, self._journal, found.survivors, self._wall)
+        warm = WarmPool(settings.name, settings.sizes, launcher, self._telemetry, ready=found.ready, in_use=in_use)
+        sessions = Sessions(settings, warm, self._journal, found.survivors, self._wall, self._telemetry)
         for record, why in found.lost:
             sessions.remember(record.tenant, record.identifier, why)
         await stack.enter_async_context(warm)
@@ -261,18 +282,28 @@ class Gateway:
         log.info("pool opened", extra={"pool": settings.name, "adopted": len(found.ready), "sessions": len(in_use)})
         return _Pool(source, launcher, warm, sessions, heartbeat, stack)
 
-    def _session(self, pool: _Pool, held: Held) -> Session:
-        return Session(held, pool.sessions, pool.source.settings, self._calls, self._admission(held))
+    def _session(self, pool: _Pool, principal: Principal, held: Held) -> Session:
+        watch = self._watch(pool, principal, held.live.record.session)
+        admission = self._admission(principal.tenant)
+        return Session(held, pool.sessions, pool.source.settings, self._calls, admission, watch)
 
-    def _admission(self, held: Held) -> Admission:
-        tenant = held.live.record.tenant
+    def _admission(self, tenant: str) -> Admission:
         return Admission(partial(self._quotas.count_execution, tenant), partial(self._check_stored, tenant))
+
+    def _watch(self, pool: _Pool, principal: Principal, session: str) -> Watch:
+        who = Who(principal.tenant, principal.name)
+        return Watch(self._telemetry, self._endings, who, pool.source.settings.name, session)
 
     def _pool(self, name: str) -> _Pool:
         pool = self._pools.get(name)
         if pool is None:
             raise PoolNotFound(f"There is no session pool '{name}'.")
         return pool
+
+
+def _log_context(held: Held) -> AbstractContextManager[None]:
+    record = held.live.record
+    return log_context(pool=record.pool, session=record.session, sandbox=record.sandbox)
 
 
 def new_execution_id() -> str:

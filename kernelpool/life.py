@@ -41,6 +41,8 @@ class LiveSession:
         self.ends_at = created_at + settings.max_alive
         self.ended: str | None = None
         """Why, once it has."""
+        self.status: AgentStatus | None = None
+        """What its agent said last, when asked for the metrics."""
         self._settings = settings
         # The mutable state besides `ended`: callers who have it in hand, and when it was last seen in use.
         self._holds = 0

@@ -40,6 +40,16 @@ class EndCause(StrEnum):
     KERNEL_RESTARTED = "kernel_restarted"  # somebody restarted the kernel meanwhile
 
 
+class SessionEnd(StrEnum):
+    """Why a session ended, in a word; the sentence for its caller says more."""
+
+    STOPPED = "stopped"  # by its caller, or with all others
+    UNUSED = "unused"  # for its cooldown
+    TOO_OLD = "too_old"
+    DIED = "died"  # its sandbox did
+    LOST = "lost"  # its sandbox does not answer
+
+
 @dataclass(frozen=True, slots=True)
 class StreamOutput:
     """Text that the code wrote. Neighbouring writes to one stream are one output."""
@@ -91,6 +101,8 @@ class ExecuteRequest:
     id: str
     code: str
     timeout: float
+    traceparent: str | None = None
+    """The W3C trace context of the call, for the agent."""
 
     MAX_ID = 128
 
@@ -295,5 +307,9 @@ class AgentStatus:
     kernel_restarts: int
     failure: str | None = None
     """Why the kernel does not come up, when it does not."""
+    cpu_seconds: float = 0.0
+    """Used by all processes of the sandbox so far."""
+    memory_bytes: int = 0
+    """Used by all processes of the sandbox now."""
     workspace_bytes: int = 0
-    """Bytes that the session's files take."""
+    """Of the session's files."""

@@ -38,6 +38,11 @@ from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
 from kernelpool.sources import Sources
+from kernelpool.telemetry import Telemetry
+from kernelpool.telemetry.audit import Audit, AuditLog, Unaudited
+from kernelpool.telemetry.lag import LoopLag
+from kernelpool.telemetry.metrics import CollectorRegistry, Metrics
+from kernelpool.telemetry.otlp import open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +72,8 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         await stack.enter_async_context(state_directory(settings.state_dir))
         # Before anything slow: a port that is taken is told at once.
         listener = await stack.enter_async_context(_listening(settings.host, settings.port))
+        metrics = Metrics(CollectorRegistry())
+        telemetry = await _open_telemetry(stack, settings, metrics)
         sources = await stack.enter_async_context(
             Sources(settings.state_dir, say, allow_insecure=settings.allow_insecure)
         )
@@ -74,15 +81,21 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         pools = await _pools(settings, store, say)
         made = [await sources.make(pool) for pool in pools.values()]
         journal = await stack.enter_async_context(Journal(settings.state_dir))
-        gateway = await stack.enter_async_context(Gateway(made, connect, journal, Quotas(settings.tenants)))
+        gateway = await stack.enter_async_context(
+            Gateway(made, connect, journal, Quotas(settings.tenants), telemetry=telemetry)
+        )
         management = await stack.enter_async_context(
             Management(gateway, sources.make, store, settings.pools, settings.max_pools)
         )
         # Last, so that no start that fails makes a token which nobody is shown.
         digest, token = await asyncio.to_thread(_token, settings)
-        collaborators = Collaborators(gateway, TokenAuthenticator(digest), management, max_body=settings.max_body)
+        collaborators = Collaborators(
+            gateway, TokenAuthenticator(digest), management, max_body=settings.max_body, telemetry=telemetry
+        )
         server = make_server(
-            make_application(collaborators, lambda: not stop.wanted.is_set()),
+            make_application(
+                collaborators, lambda: not stop.wanted.is_set(), metrics, metrics_public=settings.metrics_public
+            ),
             max_body=settings.max_body,
             idle_timeout=settings.idle_timeout,
             body_timeout=settings.body_timeout,
@@ -125,6 +138,16 @@ async def cleanup(settings: Settings, say: Say) -> int:
         for id in contents.records.keys() | contents.corrupt:
             await journal.remove(id)
         return len(sandboxes)
+
+
+async def _open_telemetry(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> Telemetry:
+    tracing = await stack.enter_async_context(open_tracing(settings.otlp_endpoint, os.environ))
+    audit: Audit = Unaudited()
+    if settings.audit_log is not None:
+        kept = AuditLog(settings.audit_log, metrics, with_code=settings.audit_code)
+        audit = await stack.enter_async_context(kept)
+    await stack.enter_async_context(LoopLag(metrics))
+    return Telemetry(metrics, tracing, audit)
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kernelpool.agents import FileContent
 from kernelpool.errors import (
@@ -24,6 +24,8 @@ from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, Worksp
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.sessions import Held, Sessions
 from kernelpool.tasks import Tasks
+from kernelpool.telemetry.audit import Action
+from kernelpool.telemetry.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +135,13 @@ class Session:
     """
 
     def __init__(
-        self, held: Held, sessions: Sessions, settings: PoolSettings, calls: Calls, admission: Admission
+        self,
+        held: Held,
+        sessions: Sessions,
+        settings: PoolSettings,
+        calls: Calls,
+        admission: Admission,
+        watch: Watch,
     ) -> None:
         self._held = held
         self._live = held.live
@@ -142,6 +150,7 @@ class Session:
         self._settings = settings
         self._calls = calls
         self._admission = admission
+        self._watch = watch
 
     def __repr__(self) -> str:
         return f"<Session {self._live!r}>"
@@ -164,9 +173,9 @@ class Session:
         a second call with it waits for, or answers with, the same execution."""
         self._admit(request)
         try:
-            with self._calls.waiting(self.call(request.id)):
+            with self._calls.waiting(self.call(request.id)), self._watch.executing(request) as executing:
                 async with self._or_lost(self._settings.longest_wait):
-                    return await self._agent.execute(request)
+                    return executing.answered(await self._agent.execute(executing.request))
         except asyncio.CancelledError:
             self._calls.abandon(self, request.id)
             raise
@@ -175,8 +184,9 @@ class Session:
         """Queues it and returns at once; it runs on whoever leaves."""
         self._admit(request)
         self._calls.detach(self.call(request.id))
-        async with self._or_lost():
-            return await self._agent.submit(request)
+        with self._watch.executing(request) as executing:
+            async with self._or_lost():
+                return executing.answered(await self._agent.submit(executing.request))
 
     async def events(self, request_or_id: ExecuteRequest | str, after: int = -1) -> AsyncIterator[Event | None]:
         """Submits a request (or attaches to the id of one) and yields its events with seq > after, the last being
@@ -198,12 +208,12 @@ class Session:
     async def execution(self, id: str) -> Execution:
         """Raises `ExecutionNotFound`."""
         async with self._or_lost():
-            return await self._agent.execution(id)
+            return self._watch.learned(await self._agent.execution(id))
 
     async def cancel(self, id: str) -> Execution:
         """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
         async with self._or_lost(self._settings.longest_stop):
-            return await self._agent.cancel(id)
+            return self._watch.learned(await self._agent.cancel(id))
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
         """Raises `FileNotFound`."""
@@ -221,26 +231,32 @@ class Session:
     ) -> AsyncIterator[FileContent]:
         """Bytes start..stop (exclusive; a negative start counts from the end) as a stream with back-pressure.
         Raises `FileNotFound`, `InvalidRequest` for what is no regular file, `RangeNotSatisfiable`."""
-        async with self._or_lost(), self._agent.read_file(path, start, stop) as content:
-            yield content
+        with self._watch.acting(Action.DOWNLOAD) as act:
+            async with self._or_lost(), self._agent.read_file(path, start, stop) as content:
+                yield replace(content, chunks=act.counted(content.chunks))
+                if act.size < content.stop - content.start:
+                    act.outcome = "incomplete"
 
     async def write_file(self, path: WorkspacePath, chunks: AsyncIterator[bytes]) -> FileInfo:
         """Streams into a temporary name, then renames. Raises `WorkspaceFull`, `PayloadTooLarge`, `QuotaExceeded`."""
-        await self._admission.upload()
-        upload = _Upload(chunks, self._settings.max_upload)
-        async with self._or_lost():
-            try:
-                return await self._agent.write_file(path, upload.chunks())
-            except KernelpoolError:
-                # A source that broke looks to the agent's client like a connection that broke. It is not the sandbox.
-                if upload.error is not None:
-                    raise upload.error from None
-                raise
+        with self._watch.acting(Action.UPLOAD) as act:
+            await self._admission.upload()
+            upload = _Upload(act.counted(chunks), self._settings.max_upload)
+            async with self._or_lost():
+                try:
+                    return await self._agent.write_file(path, upload.chunks())
+                except KernelpoolError:
+                    # A source that broke looks to the agent's client like a connection that broke. It is not the
+                    # sandbox.
+                    if upload.error is not None:
+                        raise upload.error from None
+                    raise
 
     async def delete_file(self, path: WorkspacePath) -> None:
         """A file, or a directory with all that is in it. Raises `FileNotFound`."""
-        async with self._or_lost():
-            await self._agent.delete_file(path)
+        with self._watch.acting(Action.DELETE_FILE):
+            async with self._or_lost():
+                await self._agent.delete_file(path)
 
     async def cancel_unwanted(self, id: str) -> None:
         """For `Calls`: cancels an execution unless somebody has come to want it meanwhile."""
@@ -258,7 +274,7 @@ class Session:
             if self._calls.is_wanted(self.call(id)) or self._live.ended is not None:
                 return
             try:
-                await self._agent.cancel(id)
+                self._watch.learned(await self._agent.cancel(id))
             except ExecutionNotFound:
                 await asyncio.sleep(pause)
             else:

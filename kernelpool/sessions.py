@@ -29,11 +29,12 @@ from kernelpool.errors import (
 )
 from kernelpool.journal import Journal, Record
 from kernelpool.life import LiveSession, SessionInfo
-from kernelpool.models import Activation, AgentStatus
+from kernelpool.models import Activation, AgentStatus, SessionEnd
 from kernelpool.pool.launcher import WHY_SECONDS, Connected
 from kernelpool.pool.pool import DISCARD_SECONDS, WarmPool
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.tasks import Tasks
+from kernelpool.telemetry import SILENT, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,9 @@ class Sessions:
         journal: Journal,
         survivors: Iterable[Survivor] = (),
         wall: Callable[[], float] = time.time,
+        telemetry: Telemetry = SILENT,
     ) -> None:
+        self._telemetry = telemetry
         self._settings = settings
         self._warm = warm
         self._journal = journal
@@ -152,7 +155,9 @@ class Sessions:
     async def stop(self, tenant: str, identifier: str) -> None:
         """Returns when its sandbox is gone. Raises `SessionNotFound`."""
         self._refuse_when_closed()
-        await asyncio.shield(self._end(self._get(tenant, identifier), "it was stopped", notice=False))
+        await asyncio.shield(
+            self._end(self._get(tenant, identifier), SessionEnd.STOPPED, "it was stopped", notice=False)
+        )
 
     def change(self, settings: PoolSettings) -> None:
         """For sessions that begin from now on. Those that are there keep what they were promised."""
@@ -177,7 +182,7 @@ class Sessions:
     async def stop_all(self, why: str = "the gateway was told to end all sessions") -> None:
         """Those on their way as well, once they are there. The pool has to hand out nothing more by then."""
         while self._live or self._coming:
-            endings = [self._end(live, why, notice=False) for live in self]
+            endings = [self._end(live, SessionEnd.STOPPED, why, notice=False) for live in self]
             await asyncio.wait([*endings, *(coming.task for coming in self._coming.values())])
 
     async def lost(self, live: LiveSession, why: str, *, is_certain: bool = False) -> str:
@@ -189,9 +194,11 @@ class Sessions:
         if live.ended is not None:
             return live.ended
         self._refuse_when_closed()
+        end = SessionEnd.LOST
         try:
             async with asyncio.timeout(WHY_SECONDS):
                 why = f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+                end = SessionEnd.DIED
                 is_certain = True
         except TimeoutError:
             self._refuse_when_closed()
@@ -199,7 +206,7 @@ class Sessions:
             raise SandboxUnreachable("The connection to the session's sandbox broke; the session goes on.")
         self._refuse_when_closed()
         if live.ended is None:
-            self._end(live, why, notice=True)
+            self._end(live, end, why, notice=True)
         return live.ended or why
 
     def remember(self, tenant: str, identifier: str, why: str) -> None:
@@ -208,6 +215,14 @@ class Sessions:
         self._tombstones.move_to_end((tenant, identifier))
         while len(self._tombstones) > TOMBSTONES:
             self._tombstones.popitem(last=False)
+
+    def guid(self, tenant: str, identifier: str) -> str:
+        """For logs; "" when there is no such session."""
+        live = self._live.get((tenant, identifier))
+        return live.record.session if live is not None else ""
+
+    def age(self, live: LiveSession) -> float:
+        return max(0.0, self._wall() - live.record.created_at)
 
     def describe(self, live: LiveSession) -> SessionInfo:
         now = self._loop.time()
@@ -219,7 +234,7 @@ class Sessions:
         """Waits with all others who want this one. It is nobody's own: the first may leave, the last one ends it."""
         coming = self._coming.get(key)
         if coming is None:
-            coming = self._coming[key] = _Coming(self._endings.spawn(self._allocate(key), "allocate"))
+            coming = self._coming[key] = _Coming(self._endings.spawn(self._allocate_watched(key), "allocate"))
             coming.task.add_done_callback(lambda _: self._arrived(key, coming))
         coming.callers += 1
         try:
@@ -233,6 +248,12 @@ class Sessions:
     def _arrived(self, key: Key, coming: _Coming) -> None:
         if self._coming.get(key) is coming:
             del self._coming[key]
+
+    async def _allocate_watched(self, key: Key) -> LiveSession:
+        with self._telemetry.allocating(self._settings.name, warm=bool(self._warm.ready)) as span:
+            live = await self._allocate(key)
+            span.set_attribute("kernelpool.session", live.record.session)
+            return live
 
     async def _allocate(self, key: Key) -> LiveSession:
         for _ in range(ALLOCATION_ATTEMPTS):
@@ -273,7 +294,7 @@ class Sessions:
         age = max(0.0, self._wall() - record.created_at)
         live = LiveSession(record, connected, self._settings, used_at, self._loop.time() - age)
         self._live[live.key] = live
-        self._guards.spawn(self._guard(live), "guard")
+        self._guards.spawn(self._guard(live), "guard", apart=True)
         return live
 
     # --- the end
@@ -282,19 +303,20 @@ class Sessions:
         """Ends it when its sandbox dies, or its time is over."""
         while live.ended is None:
             try:
-                why = await self._wait_over(live)
+                end, why = await self._wait_over(live)
             except Exception as error:  # a session that cannot be watched would stay for ever
                 log.error("sandbox cannot be watched", extra={"sandbox": live.record.sandbox}, exc_info=error)
-                why = "its sandbox could not be watched"
+                end, why = SessionEnd.LOST, "its sandbox could not be watched"
             if why is not None and live.ended is None:
-                self._end(live, why, notice=True)
+                self._end(live, end, why, notice=True)
 
-    async def _wait_over(self, live: LiveSession) -> str | None:
+    async def _wait_over(self, live: LiveSession) -> tuple[SessionEnd, str | None]:
         try:
             async with asyncio.timeout_at(live.next_look(self._loop.time())):
-                return f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
+                return SessionEnd.DIED, f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
         except TimeoutError:
-            return await self._why_over(live)
+            why = await self._why_over(live)
+        return SessionEnd.TOO_OLD if self._loop.time() >= live.ends_at else SessionEnd.UNUSED, why
 
     async def _why_over(self, live: LiveSession) -> str | None:
         """Asks the agent before it ends an idle session: code that was submitted may run while nobody holds it."""
@@ -313,11 +335,12 @@ class Sessions:
                 log.warning("idle agent did not answer", extra={"sandbox": live.record.sandbox})
         return live.why_over(self._loop.time())
 
-    def _end(self, live: LiveSession, why: str, *, notice: bool) -> asyncio.Task[None]:
+    def _end(self, live: LiveSession, end: SessionEnd, why: str, *, notice: bool) -> asyncio.Task[None]:
         live.ended = why
         del self._live[live.key]
         if notice:
             self.remember(*live.key, why)
+        self._telemetry.observer.session_ended(self._settings.name, end)
         log.info("session ended", extra={"session": live.record.session, "sandbox": live.record.sandbox, "why": why})
         return self._endings.spawn(self._clear(live.record, live.connected, why), "clear")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextvars import Context
 from typing import Any, TypeVar
 
 from kernelpool.errors import KernelpoolError
@@ -23,8 +24,10 @@ class Tasks:
     def __repr__(self) -> str:
         return f"<Tasks of {self._owner} [{len(self._tasks)} running]>"
 
-    def spawn(self, work: Coroutine[Any, Any, R], name: str) -> asyncio.Task[R]:
-        task = asyncio.create_task(work, name=f"{self._owner}: {name}")
+    def spawn(self, work: Coroutine[Any, Any, R], name: str, *, apart: bool = False) -> asyncio.Task[R]:
+        """`apart`: it outlives whoever starts it, so what it logs does not belong to their request."""
+        context = Context() if apart else None
+        task = asyncio.create_task(work, name=f"{self._owner}: {name}", context=context)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task

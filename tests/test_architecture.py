@@ -30,6 +30,7 @@ ROOMS = [
     "heartbeat",
     "recovery",
     "session",
+    "survey",
     "gateway",
     "sources",
     "management",
@@ -49,6 +50,8 @@ RESERVED = {
     "click": {"cli"},
     "jupyter_client": set[str](),
     "ipykernel": set[str](),
+    "opentelemetry": {"telemetry"},
+    "prometheus_client": {"telemetry"},
 }
 
 # The agent runs in the sandbox, where only these are.

@@ -6,14 +6,23 @@ from collections.abc import Callable
 
 from tornado.web import Application
 
-from kernelpool.api import aca, arm, health, pools
+from kernelpool.api import aca, arm, health, metrics, pools
 from kernelpool.api.base import Collaborators, application
+from kernelpool.telemetry.metrics import Metrics
 
 
-def make_application(collaborators: Collaborators, is_ready: Callable[[], bool]) -> Application:
+def make_application(
+    collaborators: Collaborators,
+    is_ready: Callable[[], bool],
+    counted: Metrics | None = None,
+    *,
+    metrics_public: bool = False,
+) -> Application:
+    """`counted` is what /metrics shows; without it there is no such page."""
     return application(
         [
             *health.routes(collaborators, is_ready),
+            *(metrics.routes(collaborators, counted, public=metrics_public) if counted else []),
             *pools.routes(collaborators),
             *arm.routes(collaborators),
             *aca.routes(collaborators),

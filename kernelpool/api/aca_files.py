@@ -107,7 +107,7 @@ class _ReceivingHandler(_Handler):
     async def _pass_on(self, pieces: list[Piece]) -> None:
         """Raises what storing has raised, as soon as it has."""
         if self._storing is None:
-            self._storing = self.collaborators.works.start(self._store())
+            self._storing = self.collaborators.works.start(self._store(), self.exchange.context)
         for piece in pieces:
             await self._pipe.put(piece)
         if self._storing.done():

@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import uuid
 from collections.abc import Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field
 from http.client import responses
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
+from tornado.escape import utf8
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from kernelpool.api.auth import Authenticator
 from kernelpool.api.bodies import InvalidBody
+from kernelpool.api.exchange import Exchange
 from kernelpool.api.json_text import dump_json
 from kernelpool.api.query import Query
+from kernelpool.api.routes import Routes
 from kernelpool.errors import (
     CallerError,
     InvalidRequest,
@@ -32,6 +35,7 @@ from kernelpool.errors import (
 )
 from kernelpool.gateway import Gateway, Principal
 from kernelpool.management import Management
+from kernelpool.telemetry import SILENT, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +54,9 @@ class Works:
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
+    def start(self, work: Coroutine[Any, Any, None], context: Context | None = None) -> asyncio.Task[None]:
+        """`context` is the request's, for who calls from elsewhere."""
+        task = asyncio.create_task(work, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -78,6 +83,7 @@ class Collaborators:
     max_body: int = 16 << 20
     """Bytes of a JSON body. Uploads have the pool's own limit."""
     works: Works = field(default_factory=Works)
+    telemetry: Telemetry = SILENT
 
 
 @stream_request_body
@@ -85,11 +91,16 @@ class ApiHandler(RequestHandler):
     """Bodies are streamed even where they are small: a caller is authenticated, and a body's size checked, before
     any of it is kept in memory. A method hands its work to `serve`."""
 
+    is_probe: ClassVar[bool] = False
+    """Asked by machines every few seconds: counted, but not traced."""
+
     def initialize(self, collaborators: Collaborators) -> None:
         self.collaborators = collaborators
         self.gateway = collaborators.gateway
         self.principal: Principal
-        self.trace_id = uuid.uuid4().hex
+        route = self.settings["routes"].of(self)
+        self.exchange = Exchange(collaborators.telemetry, self.request, route, probe=self.is_probe)
+        self.trace_id = self.exchange.trace_id
         self.body = bytearray()
         self.query = Query(self.request.query_arguments)
         self._work: asyncio.Task[None] | None = None
@@ -140,6 +151,7 @@ class ApiHandler(RequestHandler):
     async def prepare(self) -> None:
         # Tornado turns Nagle's algorithm on again after each response: a second small write would wait 40 ms.
         self.connection.stream.set_nodelay(True)
+        self.exchange.enter()
         try:
             self.principal = await self.authenticate()
             self.check_method()
@@ -149,6 +161,7 @@ class ApiHandler(RequestHandler):
             await self._refuse(error)
 
     async def data_received(self, chunk: bytes) -> None:
+        self.exchange.received += len(chunk)
         if self._refused:
             return
         try:
@@ -177,8 +190,14 @@ class ApiHandler(RequestHandler):
         self._client_left = True
         if self._work is not None:
             self._work.cancel()
+        self.exchange.end()
 
     # Answers.
+
+    def write(self, chunk: str | bytes | dict[str, Any]) -> None:
+        if self.request.method != "HEAD" and not isinstance(chunk, dict):
+            self.exchange.sent += len(utf8(chunk))
+        super().write(chunk)
 
     def answer(self, value: Any, status: int = 200) -> None:
         """Headers and JSON in one write."""
@@ -222,6 +241,8 @@ class ApiHandler(RequestHandler):
             status, code, message, remedy = 500, KernelpoolError.code, "Something went wrong.", KernelpoolError.remedy
         self.set_status(status, responses.get(status, "Error"))
         self.set_header("x-ms-error-code", code)
+        who = getattr(self, "principal", None)
+        self.exchange.refused(code, status, who.tenant if who else "", who.name if who else "")
         if isinstance(error, TryLater):
             self.set_header("Retry-After", str(max(1, round(error.retry_after))))
         if isinstance(error, Unauthorized):
@@ -325,19 +346,12 @@ def application(routes: list[Any], collaborators: Collaborators, **settings: Any
         routes,
         default_handler_class=UnknownPath,
         default_handler_args={"collaborators": collaborators},
+        routes=Routes(routes),
         log_function=log_request,
         **settings,
     )
 
 
 def log_request(handler: RequestHandler) -> None:
-    logging.getLogger("kernelpool.access").info(
-        "request",
-        extra={
-            "method": handler.request.method,
-            "path": handler.request.path,
-            "status": handler.get_status(),
-            "seconds": round(handler.request.request_time(), 4),
-            "trace_id": getattr(handler, "trace_id", None),
-        },
-    )
+    if isinstance(handler, ApiHandler):
+        handler.exchange.end(handler.get_status())

@@ -10,6 +10,8 @@ from kernelpool.gateway import Principal
 
 
 class _OpenHandler(ApiHandler):
+    is_probe = True
+
     async def authenticate(self) -> Principal:
         return Principal("anonymous")
 

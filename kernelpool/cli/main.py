@@ -15,7 +15,7 @@ from kernelpool import __version__, server
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.sources import describe
-from kernelpool.telemetry import configure_logging
+from kernelpool.telemetry.logs import configure_logging
 
 T = TypeVar("T")
 

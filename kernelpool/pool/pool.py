@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from kernelpool.errors import AllocationTimeout, GatewayDraining, KernelpoolErro
 from kernelpool.pool.plan import Sizes, Snapshot, is_full, plan, retry_delay
 from kernelpool.pool.waiter import Waiter
 from kernelpool.tasks import Tasks
+from kernelpool.telemetry import SILENT, Telemetry
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Hashable)
@@ -60,6 +61,9 @@ class Statistics:
     handed_out: int = 0
     died_ready: int = 0
     retired: int = 0
+    discarded: int = 0
+    """After somebody had them."""
+    discard_failures: int = 0
 
 
 @dataclass(slots=True)
@@ -74,12 +78,20 @@ class WarmPool(Generic[T]):
     """An async context manager. Leaving it ends its tasks and keeps the items alive, for the next gateway to adopt."""
 
     def __init__(
-        self, name: str, sizes: Sizes, maker: Maker[T], *, ready: Iterable[T] = (), in_use: Iterable[T] = ()
+        self,
+        name: str,
+        sizes: Sizes,
+        maker: Maker[T],
+        telemetry: Telemetry = SILENT,
+        *,
+        ready: Iterable[T] = (),
+        in_use: Iterable[T] = (),
     ) -> None:
         """`ready` and `in_use` are items that an earlier gateway left behind."""
         self.name = name
         self._sizes = sizes
         self._maker = maker
+        self._telemetry = telemetry
         self._adopted = tuple(ready)
         self._loop = asyncio.get_running_loop()
         # The mutable state: items that nobody has yet, that somebody has, on their way in and out; and who waits.
@@ -92,7 +104,7 @@ class WarmPool(Generic[T]):
         # Starts that failed in a row, and when the next one may be tried.
         self._failures = 0
         self._retry_at = 0.0
-        self._counts = {"started": 0, "start_failures": 0, "handed_out": 0, "died_ready": 0, "retired": 0}
+        self._counts = Counter[str]()
         self._changed = asyncio.Event()
         self._refusal: KernelpoolError | None = None
         self._upkeep = Tasks(f"pool {name}")
@@ -172,6 +184,7 @@ class WarmPool(Generic[T]):
         """Ends one that was handed out; the pool sees to it whether or not the task is awaited. Its place is free when
         the task is done, which tells whether the item is gone for certain."""
         self._in_use.remove(item)
+        self._counts["discarded"] += 1
         return self._dispose(item)
 
     def discard_ready(self, item: T, why: str) -> bool:
@@ -289,15 +302,19 @@ class WarmPool(Generic[T]):
         return min((moment for moment in moments if moment > time), default=None)
 
     async def _start(self) -> None:
+        began = self._loop.time()
         try:
             item = await self._maker.start()
         except Exception as error:  # the pool must outlive whatever a start can raise
             self._starting -= 1
+            code = error.code if isinstance(error, KernelpoolError) else type(error).__name__
+            self._telemetry.sandbox_started(self.name, self._loop.time() - began, failure=code)
             self._note_failure(error)
         else:
             self._starting -= 1
             self._failures = 0
             self._counts["started"] += 1
+            self._telemetry.sandbox_started(self.name, self._loop.time() - began)
             self._offer(item)
 
     def _note_failure(self, error: Exception) -> None:
@@ -331,6 +348,7 @@ class WarmPool(Generic[T]):
             async with asyncio.timeout(DISCARD_SECONDS):
                 await self._maker.discard(item)
         except Exception as error:  # what cannot be ended now is found and ended by the next start of the gateway
+            self._counts["discard_failures"] += 1
             log.error("sandbox was not discarded", extra={"pool": self.name, "item": repr(item)}, exc_info=error)
             return False
         else:

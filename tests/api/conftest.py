@@ -21,6 +21,8 @@ from kernelpool.journal import Journal
 from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
+from kernelpool.telemetry import SILENT, Telemetry
+from kernelpool.telemetry.metrics import Metrics
 from tests.fakes import METADATA, RUNTIME, FakeBackend, FakeKernel, FakeProcess
 
 TOKEN = "a-token-for-tests-only"
@@ -108,13 +110,15 @@ class ShowingKernel(FakeKernel):
 
 
 @asynccontextmanager
-async def api_of(folder: Path, **settings: Any) -> AsyncIterator[Api]:
+async def api_of(
+    folder: Path, telemetry: Telemetry = SILENT, metrics: Metrics | None = None, **settings: Any
+) -> AsyncIterator[Api]:
     pool = PoolSettings(name="python", backend="fake", **{"ready": 1, **settings})
     async with AsyncExitStack() as stack:
         backend = FakeBackend()
         journal = await stack.enter_async_context(Journal(folder))
         source = PoolSource(pool, RUNTIME, backend, METADATA)
-        gateway = await stack.enter_async_context(Gateway([source], backend.connect, journal))
+        gateway = await stack.enter_async_context(Gateway([source], backend.connect, journal, telemetry=telemetry))
 
         async def make(settings: PoolSettings) -> PoolSource:
             return PoolSource(settings, RUNTIME, backend, METADATA)
@@ -122,9 +126,10 @@ async def api_of(folder: Path, **settings: Any) -> AsyncIterator[Api]:
         management = await stack.enter_async_context(
             Management(gateway, make, PoolStore(folder), ["python"], max_pools=3)
         )
-        collaborators = Collaborators(gateway, TokenAuthenticator(digest_of(TOKEN)), management, max_body=1 << 20)
+        authenticator = TokenAuthenticator(digest_of(TOKEN))
+        collaborators = Collaborators(gateway, authenticator, management, max_body=1 << 20, telemetry=telemetry)
         server = make_server(
-            make_application(collaborators, lambda: True), max_body=1 << 20, idle_timeout=60, body_timeout=60
+            make_application(collaborators, lambda: True, metrics), max_body=1 << 20, idle_timeout=60, body_timeout=60
         )
         [listener] = bind_sockets(0, "127.0.0.1")
         server.add_sockets([listener])

@@ -28,20 +28,24 @@ SECONDS = 60.0
 class Gateway:
     """A `kernelpool serve` process; it can be killed and started again on the same state and port."""
 
-    def __init__(self, folder: Path, *, state: Path = STATE, **pool: Any) -> None:
+    def __init__(
+        self, folder: Path, *, state: Path = STATE, environment: dict[str, str] | None = None, **pool: Any
+    ) -> None:
+        """`environment` is for settings of the whole gateway; the rest are the pool's."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.state = state
         self.log = folder / f"gateway-{self.port}.log"
         settings = {"ready": 2, "max_sessions": 12, **pool}
-        environment = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
+        ours = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
         self._environment = {
             # Not what the developer has set, the folder for this state included.
             **{name: value for name, value in os.environ.items() if not name.startswith("KERNELPOOL_")},
-            **{f"KERNELPOOL_{name.upper()}": str(value) for name, value in environment.items()},
+            **{f"KERNELPOOL_{name.upper()}": str(value) for name, value in ours.items()},
             **{f"KERNELPOOL_POOLS__PYTHON__{name.upper()}": str(value) for name, value in _flat(settings)},
             "CANARY": canary,
+            **(environment or {}),
         }
         self.process: subprocess.Popen[bytes] | None = None
         self.seen: set[str] = set()

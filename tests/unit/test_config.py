@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from kernelpool.cli import main
 from kernelpool.config import Settings, default_state_dir, from_environment, merge
 from kernelpool.errors import InvalidRequest
-from kernelpool.telemetry import JsonFormatter
+from kernelpool.telemetry.logs import JsonFormatter
 
 
 def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = None, **flags: Any) -> Settings:

@@ -1,0 +1,118 @@
+"""Watch: what one caller does with one session, as spans, counts and lines of the audit log."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from opentelemetry.trace import Span
+
+from kernelpool.errors import KernelpoolError
+from kernelpool.models import ExecuteRequest, Execution
+from kernelpool.telemetry import Telemetry
+from kernelpool.telemetry.audit import Action, Entry
+from kernelpool.telemetry.endings import Endings
+from kernelpool.telemetry.observer import Direction
+from kernelpool.telemetry.tracing import traceparent
+from kernelpool.telemetry.words import outcome
+
+DIRECTIONS: dict[Action, Direction] = {Action.UPLOAD: "in", Action.DOWNLOAD: "out"}
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """The caller, as the audit log names him."""
+
+    tenant: str
+    principal: str
+
+
+class Act:
+    """Something under way. What is said of it here stands in the audit log at its end."""
+
+    def __init__(self, span: Span) -> None:
+        self.span = span
+        self.size = 0
+        self.outcome = "succeeded"
+        self.code: str | None = None
+
+    async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        """The same, and its size is known."""
+        async for chunk in chunks:
+            self.size += len(chunk)
+            yield chunk
+
+
+class Watch:
+    def __init__(self, telemetry: Telemetry, endings: Endings, who: Who, pool: str, session: str) -> None:
+        self._telemetry = telemetry
+        self._endings = endings
+        self._who = who
+        self._pool = pool
+        self._session = session
+
+    @contextmanager
+    def executing(self, request: ExecuteRequest) -> Iterator[_Executing]:
+        """What it yields has the request to send, and wants to hear the answer."""
+        with self.acting(Action.EXECUTE) as act:
+            act.size, act.code = len(request.code.encode(errors="surrogatepass")), request.code
+            self._endings.begin(self._session, request.id, act.span.get_span_context())
+            yield _Executing(self, act, replace(request, traceparent=traceparent(act.span)))
+
+    @contextmanager
+    def acting(self, action: Action) -> Iterator[Act]:
+        began = time.monotonic()
+        facts = {"kernelpool.pool": self._pool, "kernelpool.session": self._session}
+        with self._telemetry.tracing.span(action.value, facts) as span:
+            act = Act(span)
+            try:
+                yield act
+            except BaseException as error:
+                act.outcome = _outcome_of(error)
+                raise
+            finally:
+                self._over(action, act, time.monotonic() - began)
+
+    def learned(self, execution: Execution) -> Execution:
+        """Whoever asks after an execution passes the answer through here: it may have ended."""
+        self._endings.end(self._pool, self._session, execution)
+        return execution
+
+    def _over(self, action: Action, act: Act, seconds: float) -> None:
+        act.span.set_attributes({"kernelpool.bytes": act.size, "kernelpool.outcome": act.outcome})
+        if (direction := DIRECTIONS.get(action)) is not None:
+            self._telemetry.observer.transferred(self._pool, direction, act.size)
+        self._telemetry.audit.record(
+            Entry(
+                action=action,
+                outcome=act.outcome,
+                tenant=self._who.tenant,
+                principal=self._who.principal,
+                pool=self._pool,
+                session=self._session,
+                size=act.size,
+                seconds=seconds,
+                code=act.code,
+            )
+        )
+
+
+class _Executing:
+    def __init__(self, watch: Watch, act: Act, request: ExecuteRequest) -> None:
+        self._watch = watch
+        self._act = act
+        self.request = request
+
+    def answered(self, execution: Execution) -> Execution:
+        """As it ended, or as it stands: what is submitted is queued at first."""
+        self._act.outcome = outcome(execution)
+        return self._watch.learned(execution)
+
+
+def _outcome_of(error: BaseException) -> str:
+    if isinstance(error, KernelpoolError):
+        return error.code
+    return "client_left" if isinstance(error, asyncio.CancelledError | GeneratorExit) else KernelpoolError.code
