@@ -92,7 +92,7 @@ def _default(name: str, field: FieldInfo) -> str:
     value: Any = field.default
     if name == "state_dir":
         return "`/var/lib/kernelpool` as root, else `~/.local/state/kernelpool`"
-    if value is None:
+    if value is None or value == ():
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"

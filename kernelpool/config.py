@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from kernelpool.errors import InvalidRequest
+from kernelpool.network import HostPatterns, Networks, Origins
 from kernelpool.pool.settings import PoolSettings, Seconds, Size
 from kernelpool.quotas import QuotaSettings
 
@@ -49,7 +50,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback needs a TLS proxy in front."""
+    """Address to listen on. Anything but loopback needs TLS: ours, or that of a proxy in front."""
     port: int = Field(8080, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
     state_dir: Path = Field(default_factory=default_state_dir)
@@ -70,6 +71,23 @@ class Settings(BaseModel):
     """Seconds that a client may take to send a body."""
     max_pools: int = Field(64, ge=1)
     """Pools that may exist, those of the settings included."""
+    allowed_hosts: HostPatterns = ()
+    """Names that callers may reach the gateway by, besides localhost and `host`: `sessions.example.com`,
+    `*.example.com`, or `*` for any. The Host header says which one a caller used; others are refused with 421."""
+    allowed_origins: Origins = ()
+    """Origins of web pages whose scripts may use the gateway, such as `https://app.example.com`."""
+    trusted_proxies: Networks = ()
+    """Addresses or networks of reverse proxies. Only what comes from them is believed in X-Forwarded-For, -Proto and
+    -Host."""
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with `tls_key` the gateway speaks TLS itself. Read again when it changes,
+    and on SIGHUP."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's key, not encrypted."""
+    max_connections: int = Field(4096, ge=1)
+    """Connections at the same time; beyond it new ones are answered with 503."""
+    max_connections_per_client: int = Field(1024, ge=1)
+    """Connections of one address at the same time (with IPv6: of one /64); trusted proxies are exempt."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, as JSON lines on stderr."""
     metrics_public: bool = False
@@ -97,6 +115,12 @@ class Settings(BaseModel):
             return values
         named = {name: {**pool, "name": name} if isinstance(pool, dict) else pool for name, pool in pools.items()}
         return {**values, "pools": named}
+
+    @model_validator(mode="after")
+    def _check_tls(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: only one of them is set")
+        return self
 
     @classmethod
     def load(cls, file: Path | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Self:

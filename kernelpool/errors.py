@@ -6,9 +6,15 @@
     │   │   ├── InvalidIdentifier
     │   │   ├── InvalidPath
     │   │   ├── InvalidFileName
-    │   │   └── InvalidApiVersion
+    │   │   ├── InvalidApiVersion
+    │   │   ├── MalformedHead
+    │   │   │   ├── TargetTooLong
+    │   │   │   └── HeadersTooLarge
+    │   │   └── UnsupportedMediaType
     │   ├── Unauthorized
     │   ├── Forbidden
+    │   │   └── OriginNotAllowed
+    │   ├── Misdirected
     │   ├── NotFound
     │   │   ├── PoolNotFound
     │   │   ├── SessionNotFound
@@ -24,6 +30,7 @@
     │   ├── ExecutionQueueFull
     │   ├── AllocationTimeout
     │   ├── GatewayDraining
+    │   ├── TooManyConnections
     │   ├── BackendUnavailable
     │   └── SandboxUnreachable
     └── Fault                    ours to mend; the caller can only report it
@@ -87,6 +94,29 @@ class InvalidApiVersion(InvalidRequest):
     remedy = "Send ?api-version=2025-10-02-preview (or any earlier one)."
 
 
+class MalformedHead(InvalidRequest):
+    code = "MalformedRequest"
+    remedy = "Send the request as RFC 9112 has it; the message says what is ambiguous."
+
+
+class TargetTooLong(MalformedHead):
+    code = "UriTooLong"
+    status = 414
+    remedy = "Send less in the URL; the message names the limit."
+
+
+class HeadersTooLarge(MalformedHead):
+    code = "RequestHeadersTooLarge"
+    status = 431
+    remedy = "Send fewer or shorter headers; the message names the limit."
+
+
+class UnsupportedMediaType(InvalidRequest):
+    code = "UnsupportedMediaType"
+    status = 415
+    remedy = "Send the body as the message says, in UTF-8 and without Content-Encoding."
+
+
 class Unauthorized(CallerError):
     code = "Unauthorized"
     status = 401
@@ -97,6 +127,17 @@ class Forbidden(CallerError):
     code = "Forbidden"
     status = 403
     remedy = "Ask the operator for a token that may do this."
+
+
+class OriginNotAllowed(Forbidden):
+    code = "OriginNotAllowed"
+    remedy = "Ask the operator to add the page's origin to allowed_origins; behind a TLS proxy, trusted_proxies."
+
+
+class Misdirected(CallerError):
+    code = "MisdirectedRequest"
+    status = 421
+    remedy = "Use a host name that the gateway knows, or ask the operator to add this one to allowed_hosts."
 
 
 class NotFound(CallerError):
@@ -185,6 +226,10 @@ class AllocationTimeout(TryLater):
 
 class GatewayDraining(TryLater):
     code = "GatewayDraining"
+
+
+class TooManyConnections(TryLater):
+    code = "TooManyConnections"
 
 
 class BackendUnavailable(TryLater):

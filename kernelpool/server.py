@@ -19,21 +19,24 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_network
 from pathlib import Path
-
-from tornado.httpserver import HTTPServer
 
 from kernelpool.agents import Connect, connect
 from kernelpool.api import make_application
 from kernelpool.api.auth import TokenAuthenticator, digest_of, load_or_make_token
-from kernelpool.api.base import Collaborators
-from kernelpool.api.http_server import make_server
+from kernelpool.api.base import Collaborators, EdgeApplication
+from kernelpool.api.edge import EdgePolicy, allowed_hosts
+from kernelpool.api.http_server import EdgeServer, make_server
+from kernelpool.api.listener import Crowd, raise_file_limit
+from kernelpool.api.tls import Certificates
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
 from kernelpool.errors import StartFailed
 from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
 from kernelpool.management import Management
+from kernelpool.network import WILDCARD_ADDRESSES
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
@@ -47,6 +50,8 @@ from kernelpool.telemetry.otlp import open_tracing
 log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+GOODBYE_SECONDS = 5.0
+"""How long WebSocket clients may take to answer the close that they were sent."""
 
 
 class Stop:
@@ -72,6 +77,7 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         await stack.enter_async_context(state_directory(settings.state_dir))
         # Before anything slow: a port that is taken is told at once.
         listener = await stack.enter_async_context(_listening(settings.host, settings.port))
+        certificates = await _certificates(stack, settings)
         metrics = Metrics(CollectorRegistry())
         telemetry = await _open_telemetry(stack, settings, metrics)
         sources = await stack.enter_async_context(
@@ -90,16 +96,17 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         # Last, so that no start that fails makes a token which nobody is shown.
         digest, token = await asyncio.to_thread(_token, settings)
         collaborators = Collaborators(
-            gateway, TokenAuthenticator(digest), management, max_body=settings.max_body, telemetry=telemetry
-        )
-        server = make_server(
-            make_application(
-                collaborators, lambda: not stop.wanted.is_set(), metrics, metrics_public=settings.metrics_public
-            ),
+            gateway,
+            TokenAuthenticator(digest),
+            management,
             max_body=settings.max_body,
-            idle_timeout=settings.idle_timeout,
-            body_timeout=settings.body_timeout,
+            telemetry=telemetry,
+            edge=_edge(settings),
         )
+        application = make_application(
+            collaborators, lambda: not stop.wanted.is_set(), metrics, metrics_public=settings.metrics_public
+        )
+        server = _server(settings, application, collaborators, certificates)
         server.add_socket(listener)
         stop.listen()
         _greet(settings, listener.getsockname()[1], token, say)
@@ -110,6 +117,44 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
             await gateway.aclose(discard=True)
         else:
             say("Sessions stay alive for the next start, until their cooldown. `kernelpool cleanup` destroys them.")
+
+
+async def _certificates(stack: AsyncExitStack, settings: Settings) -> Certificates | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    certificates = Certificates(settings.tls_certificate, settings.tls_key)
+    await stack.enter_async_context(certificates.watched())
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, certificates.reload)
+    stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+    return certificates
+
+
+def _edge(settings: Settings) -> EdgePolicy:
+    return EdgePolicy(
+        hosts=allowed_hosts(settings.host, settings.allowed_hosts),
+        origins=settings.allowed_origins,
+        hsts=settings.tls_certificate is not None,
+    )
+
+
+def _server(
+    settings: Settings, application: EdgeApplication, collaborators: Collaborators, certificates: Certificates | None
+) -> EdgeServer:
+    trusted = [ip_network(network) for network in settings.trusted_proxies]
+    # The other half is for agents and files: running out of those would look like broken sandboxes.
+    most = min(settings.max_connections, raise_file_limit() // 2)
+    if most < settings.max_connections:
+        log.warning("fewer connections than max_connections", extra={"limit": most, "why": "RLIMIT_NOFILE"})
+    return make_server(
+        application,
+        max_body=settings.max_body,
+        idle_timeout=settings.idle_timeout,
+        body_timeout=settings.body_timeout,
+        crowd=Crowd(most, settings.max_connections_per_client, trusted),
+        trusted=trusted,
+        tls=certificates,
+    )
 
 
 async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
@@ -215,14 +260,17 @@ async def _pools(settings: Settings, store: PoolStore, say: Say) -> dict[str, Po
 
 
 async def _drain(
-    settings: Settings, gateway: Gateway, collaborators: Collaborators, server: HTTPServer, stop: Stop
+    settings: Settings, gateway: Gateway, collaborators: Collaborators, server: EdgeServer, stop: Stop
 ) -> None:
-    """Whoever waits for an execution first, then transfers and streams; together no longer than was said."""
+    """Who waits for an execution first, then WebSockets, transfers and streams; together no longer than was said."""
     loop = asyncio.get_running_loop()
+    collaborators.works.draining = True
+    server.drain()
     ends_at = loop.time() + settings.drain_seconds
 
     async def finish() -> None:
         await gateway.drain(settings.drain_seconds)
+        await collaborators.sockets.close_all(min(GOODBYE_SECONDS, max(0.0, ends_at - loop.time())))
         await collaborators.works.wait_idle(max(0.0, ends_at - loop.time()))
 
     drained, hurried = asyncio.create_task(finish()), asyncio.create_task(stop.now.wait())
@@ -241,8 +289,11 @@ def _greet(settings: Settings, port: int, token: str | None, say: Say) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
     pool = next(iter(settings.pools))
-    endpoint = f"http://{host}:{port}/pools/{pool}"
+    scheme = "https" if settings.tls_certificate else "http"
+    endpoint = f"{scheme}://{host}:{port}/pools/{pool}"
     say(f"\nPool management endpoint: {endpoint}")
+    if settings.host in WILDCARD_ADDRESSES and not settings.allowed_hosts:
+        say("Other machines are refused (421) until allowed_hosts names what they call this one.")
     if token is not None:
         say(f"Token (shown only now):   {token}")
     elif settings.token is None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tornado.web import Application
-
 from kernelpool.api import aca, arm, health, metrics, pools
-from kernelpool.api.base import Collaborators, application
+from kernelpool.api.base import Collaborators, EdgeApplication, application
 from kernelpool.telemetry.metrics import Metrics
 
 
@@ -17,7 +15,7 @@ def make_application(
     counted: Metrics | None = None,
     *,
     metrics_public: bool = False,
-) -> Application:
+) -> EdgeApplication:
     """`counted` is what /metrics shows; without it there is no such page."""
     return application(
         [

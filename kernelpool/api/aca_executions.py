@@ -21,12 +21,13 @@ from urllib.parse import quote, urlencode
 
 from kernelpool.api import sse
 from kernelpool.api.aca_handler import AcaHandler
-from kernelpool.api.base import Collaborators, error_envelope, log
+from kernelpool.api.base import Collaborators, log
 from kernelpool.api.bodies import MAX_STREAMS, Submission, parse_submission
 from kernelpool.api.dialects import AnswerOptions, Shape, event_data, execution_answer
 from kernelpool.api.json_text import dump_json
 from kernelpool.api.query import required_identifier
 from kernelpool.api.quirks import reads_results_as_text
+from kernelpool.api.refusals import error_envelope
 from kernelpool.errors import InvalidRequest, KernelpoolError
 from kernelpool.gateway import Session
 from kernelpool.models import Event, ExecuteRequest, Execution
@@ -43,7 +44,7 @@ class _Handler(AcaHandler):
 
     @property
     def wants_stream(self) -> bool:
-        return sse.is_wanted(self.request.headers.get("Accept", ""))
+        return self.request.method != "HEAD" and sse.is_wanted(self.request.headers.get("Accept", ""))
 
     async def stream(
         self, session: Session, execution: ExecuteRequest | str, shape: Shape, options: AnswerOptions

@@ -52,6 +52,8 @@ class _Handler(AcaHandler):
 class _ReceivingHandler(_Handler):
     """Takes files from its body while it comes in. Storing runs beside reading, and either ends the other."""
 
+    takes_json = False
+
     def initialize(self, collaborators: Collaborators) -> None:
         super().initialize(collaborators)
         self._pipe = Pipe()

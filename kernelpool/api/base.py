@@ -14,18 +14,22 @@ from typing import Any, ClassVar, cast
 
 from tornado.escape import utf8
 from tornado.http1connection import HTTP1Connection
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
 from kernelpool.api.auth import Authenticator
 from kernelpool.api.bodies import InvalidBody
+from kernelpool.api.edge import EdgePolicy, is_preflight
 from kernelpool.api.exchange import Exchange
 from kernelpool.api.json_text import dump_json
+from kernelpool.api.media import check_encoding, check_json, has_body
 from kernelpool.api.query import Query
+from kernelpool.api.refusals import error_envelope, retry_after
 from kernelpool.api.routes import Routes
+from kernelpool.api.sockets import OpenSockets
 from kernelpool.errors import (
     CallerError,
-    InvalidRequest,
     KernelpoolError,
     NotFound,
     PayloadTooLarge,
@@ -50,6 +54,8 @@ class Works:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self.draining = False
+        """Whether an answer that begins now says that it is its connection's last."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -84,6 +90,8 @@ class Collaborators:
     """Bytes of a JSON body. Uploads have the pool's own limit."""
     works: Works = field(default_factory=Works)
     telemetry: Telemetry = SILENT
+    sockets: OpenSockets = field(default_factory=OpenSockets)
+    edge: EdgePolicy = field(default_factory=EdgePolicy)
 
 
 @stream_request_body
@@ -112,6 +120,9 @@ class ApiHandler(RequestHandler):
     @property
     def body_limit(self) -> int:
         return self.collaborators.max_body
+
+    takes_json = True
+    """Whether a body of POST, PUT and PATCH must be JSON by its Content-Type."""
 
     async def accept(self) -> None:
         """Called with the headers read and the caller known, before the body comes. Raises to refuse the request."""
@@ -142,8 +153,11 @@ class ApiHandler(RequestHandler):
 
     def set_default_headers(self) -> None:
         self.set_header("Server", "kernelpool")
-        self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Cache-Control", "no-store")
+        # Tornado calls this before `initialize`.
+        edge: EdgePolicy = self.settings["edge"]
+        for name, value in edge.headers(self.request):
+            self.set_header(name, value)
 
     def compute_etag(self) -> None:
         """None: hashing every answer costs more than it ever saves."""
@@ -199,6 +213,11 @@ class ApiHandler(RequestHandler):
             self.exchange.sent += len(utf8(chunk))
         super().write(chunk)
 
+    def finish(self, chunk: str | bytes | dict[str, Any] | None = None) -> asyncio.Future[None]:
+        if self.collaborators.works.draining and not self._headers_written:
+            self.set_header("Connection", "close")
+        return super().finish(chunk)
+
     def answer(self, value: Any, status: int = 200) -> None:
         """Headers and JSON in one write."""
         self.set_status(status)
@@ -244,7 +263,7 @@ class ApiHandler(RequestHandler):
         who = getattr(self, "principal", None)
         self.exchange.refused(code, status, who.tenant if who else "", who.name if who else "")
         if isinstance(error, TryLater):
-            self.set_header("Retry-After", str(max(1, round(error.retry_after))))
+            self.set_header("Retry-After", retry_after(error))
         if isinstance(error, Unauthorized):
             self.set_header("WWW-Authenticate", "Bearer")
         self.set_header("Content-Type", "application/json; charset=utf-8")
@@ -278,9 +297,9 @@ class ApiHandler(RequestHandler):
         self.log_exception(type(error), error, None)
         self._refused = True
         body = self.describe_error(error, getattr(error, "status_code", 500))
-        headers = self.request.headers
-        has_body = headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in headers
-        if not has_body or "Expect" in headers:
+        setattr(self, (self.request.method or "get").lower(), self._nothing)  # Tornado goes on to call it
+        if "Expect" in self.request.headers:  # nothing comes of it: the client waits for our word
+            self.set_header("Connection", "close")
             await self.finish(body)
             return
         self.connection.set_max_body_size(sys.maxsize)
@@ -292,9 +311,9 @@ class ApiHandler(RequestHandler):
     def _check_body_headers(self) -> None:
         """Whatever Tornado would answer with a bare 400, or would not look at."""
         headers = self.request.headers
-        encoding = headers.get("Content-Encoding", "identity").strip().lower()
-        if encoding not in ("", "identity"):
-            raise UnsupportedEncoding(f"Content-Encoding {encoding[:40]!r} is not supported; send the body as it is")
+        check_encoding(headers)
+        if self.takes_json and self.request.method in ("POST", "PUT", "PATCH") and has_body(headers):
+            check_json(headers)
         length = headers.get("Content-Length")
         # Tornado itself refuses what is no number, after this.
         if length is not None and length.isascii() and length.isdigit() and len(length) < 20:
@@ -307,11 +326,8 @@ class ApiHandler(RequestHandler):
 
     @property
     def origin(self) -> str:
-        """Scheme and host, as this caller reaches us."""
-        # A TLS proxy in front of us says so. Whoever forges it fools nobody but himself.
-        forwarded = self.request.headers.get("X-Forwarded-Proto", "").lower()
-        protocol = forwarded if forwarded in ("http", "https") else self.request.protocol
-        return f"{protocol}://{self.request.host}"
+        """Scheme and host, as this caller reaches us, through whatever proxies are trusted."""
+        return f"{self.request.protocol}://{self.request.host}"
 
     @property
     def connection(self) -> HTTP1Connection:
@@ -323,17 +339,6 @@ class ApiHandler(RequestHandler):
         return {"trace_id": self.trace_id, "method": self.request.method, "path": self.request.path}
 
 
-class UnsupportedEncoding(InvalidRequest):
-    code = "UnsupportedMediaType"
-    status = 415
-    remedy = "Send the body without Content-Encoding."
-
-
-def error_envelope(code: str, message: str, trace_id: str, remedy: str | None) -> dict[str, Any]:
-    error = {"code": code, "message": message, "traceId": trace_id}
-    return {"error": error | ({"remedy": remedy} if remedy else {})}
-
-
 class UnknownPath(ApiHandler):
     """Whatever no route matches."""
 
@@ -341,15 +346,57 @@ class UnknownPath(ApiHandler):
         raise NotFound(f"nothing is at {self.request.path[:200]}")
 
 
-def application(routes: list[Any], collaborators: Collaborators, **settings: Any) -> Application:
-    return Application(
-        routes,
-        default_handler_class=UnknownPath,
-        default_handler_args={"collaborators": collaborators},
-        routes=Routes(routes),
-        log_function=log_request,
-        **settings,
-    )
+class RefusedHandler(ApiHandler):
+    """For what the edge does not let through."""
+
+    def initialize(self, collaborators: Collaborators, error: KernelpoolError) -> None:  # type: ignore[override]
+        super().initialize(collaborators)
+        self._error = error
+
+    async def authenticate(self) -> Principal:
+        raise self._error
+
+
+class PreflightHandler(ApiHandler):
+    """Browsers ask without a token whether a page may send what it wants to send."""
+
+    async def authenticate(self) -> Principal:
+        return Principal("anonymous")
+
+    async def options(self) -> None:
+        for name, value in self.collaborators.edge.preflight_headers(self.request):
+            self.set_header(name, value)
+        self.answer_nothing()
+
+
+class EdgeApplication(Application):
+    """Asks the edge's policy before it looks for a handler, so that none can forget to, a WebSocket's neither."""
+
+    def __init__(self, routes: list[Any], collaborators: Collaborators, **settings: Any) -> None:
+        super().__init__(
+            routes,
+            default_handler_class=UnknownPath,
+            default_handler_args={"collaborators": collaborators},
+            log_function=log_request,
+            routes=Routes(routes),
+            edge=collaborators.edge,
+            **settings,
+        )
+        self._collaborators = collaborators
+
+    def find_handler(self, request: HTTPServerRequest, **rest: Any) -> Any:
+        arguments: dict[str, Any] = {"collaborators": self._collaborators}
+        try:
+            self._collaborators.edge.check(request)
+        except KernelpoolError as error:
+            return self.get_handler_delegate(request, RefusedHandler, {**arguments, "error": error})
+        if is_preflight(request):
+            return self.get_handler_delegate(request, PreflightHandler, arguments)
+        return super().find_handler(request, **rest)
+
+
+def application(routes: list[Any], collaborators: Collaborators, **settings: Any) -> EdgeApplication:
+    return EdgeApplication(routes, collaborators, **settings)
 
 
 def log_request(handler: RequestHandler) -> None:

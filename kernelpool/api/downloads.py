@@ -12,7 +12,6 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._ ()\[\]+=@-]")
 
 HEADERS = {
     # Whatever the file is, a browser that is led to it neither shows nor runs it.
-    "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "Accept-Ranges": "bytes",
 }
@@ -34,7 +33,9 @@ def parse_range(header: str | None) -> tuple[int | None, int | None]:
 
 def content_disposition(name: str) -> str:
     """`attachment` with the name twice: in ASCII for old readers, and as RFC 6266 has it."""
-    return f"attachment; filename=\"{_UNSAFE.sub('_', name)}\"; filename*=UTF-8''{quote(name, safe='')}"
+    return (
+        f"attachment; filename=\"{_UNSAFE.sub('_', name)}\"; filename*=UTF-8''{quote(name, safe='', errors='replace')}"
+    )
 
 
 def content_range(info: FileInfo, start: int, stop: int) -> str:

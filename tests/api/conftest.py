@@ -15,7 +15,8 @@ from tornado.netutil import bind_sockets
 from kernelpool.api import make_application
 from kernelpool.api.auth import TokenAuthenticator, digest_of
 from kernelpool.api.base import Collaborators
-from kernelpool.api.http_server import make_server
+from kernelpool.api.edge import EdgePolicy
+from kernelpool.api.http_server import EdgeServer, make_server
 from kernelpool.gateway import Gateway, PoolSource, Principal
 from kernelpool.journal import Journal
 from kernelpool.management import Management
@@ -41,6 +42,7 @@ class Api:
         self.gateway = collaborators.gateway
         self.works = collaborators.works
         self.backend = backend
+        self.server: EdgeServer
         self.base = f"http://127.0.0.1:{port}/pools/python"
 
     def request(
@@ -54,6 +56,9 @@ class Api:
         query: dict[str, str] | None = None,
         **rest: Any,
     ) -> Any:
+        if not isinstance(rest.get("data"), aiohttp.FormData):
+            # aiohttp would call bytes application/octet-stream; without a name they are taken for JSON.
+            rest["skip_auto_headers"] = ("Content-Type",)
         parameters = {"identifier": identifier, "api-version": version, **(query or {})}
         return self.http.request(
             method,
@@ -111,8 +116,15 @@ class ShowingKernel(FakeKernel):
 
 @asynccontextmanager
 async def api_of(
-    folder: Path, telemetry: Telemetry = SILENT, metrics: Metrics | None = None, **settings: Any
+    folder: Path,
+    *,
+    telemetry: Telemetry = SILENT,
+    metrics: Metrics | None = None,
+    edge: EdgePolicy | None = None,
+    server: dict[str, Any] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Api]:
+    """`server` holds parameters of `make_server`; the other settings are the pool's."""
     pool = PoolSettings(name="python", backend="fake", **{"ready": 1, **settings})
     async with AsyncExitStack() as stack:
         backend = FakeBackend()
@@ -126,17 +138,24 @@ async def api_of(
         management = await stack.enter_async_context(
             Management(gateway, make, PoolStore(folder), ["python"], max_pools=3)
         )
-        authenticator = TokenAuthenticator(digest_of(TOKEN))
-        collaborators = Collaborators(gateway, authenticator, management, max_body=1 << 20, telemetry=telemetry)
-        server = make_server(
-            make_application(collaborators, lambda: True, metrics), max_body=1 << 20, idle_timeout=60, body_timeout=60
+        collaborators = Collaborators(
+            gateway,
+            TokenAuthenticator(digest_of(TOKEN)),
+            management,
+            max_body=1 << 20,
+            telemetry=telemetry,
+            edge=edge or EdgePolicy(),
         )
+        parameters = {"max_body": 1 << 20, "idle_timeout": 60, "body_timeout": 60, **(server or {})}
+        serving = make_server(make_application(collaborators, lambda: True, metrics), **parameters)
         [listener] = bind_sockets(0, "127.0.0.1")
-        server.add_sockets([listener])
-        stack.push_async_callback(server.close_all_connections)
-        stack.callback(server.stop)
+        serving.add_sockets([listener])
+        stack.push_async_callback(serving.close_all_connections)
+        stack.callback(serving.stop)
         http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)))
-        yield Api(listener.getsockname()[1], http, collaborators, backend)
+        api = Api(listener.getsockname()[1], http, collaborators, backend)
+        api.server = serving
+        yield api
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ async def test_a_name_that_only_looks_bad_is_a_name(api: Api, name: str) -> None
 
 async def test_overlong_utf8_in_a_path_is_400(api: Api) -> None:
     request = (
-        f"GET /pools/python/files/%C0%AE%C0%AE HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        f"GET /pools/python/files/%C0%AE%C0%AE HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
         f"Authorization: Bearer {TOKEN}\r\n\r\n"
     )
 
@@ -314,7 +314,7 @@ async def test_an_upload_that_breaks_off_stores_nothing(api: Api) -> None:
     await api.run("1")
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(
-        f"POST /pools/python/files?identifier=abcd-1&api-version={VERSION} HTTP/1.1\r\nHost: x\r\n"
+        f"POST /pools/python/files?identifier=abcd-1&api-version={VERSION} HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: Bearer {TOKEN}\r\nContent-Length: 100000\r\n"
         "Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n"
         'Content-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n12345'.encode()

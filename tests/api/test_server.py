@@ -67,7 +67,7 @@ class Running:
 
     @property
     def endpoint(self) -> str:
-        return str(re.findall(r"http://\S+", "\n".join(self.said))[0])
+        return str(re.findall(r"https?://\S+", "\n".join(self.said))[0])
 
     async def run(
         self, code: str, identifier: str = "abcd-1", token: str = TOKEN, pool: str = "python"

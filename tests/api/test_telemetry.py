@@ -9,12 +9,14 @@ import re
 from collections.abc import AsyncIterator
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kernelpool.api import make_application
+from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.routes import UNKNOWN, template
 from kernelpool.models import ExecuteRequest
 from kernelpool.telemetry import Telemetry
@@ -50,7 +52,9 @@ def kept() -> Kept:
 @pytest.fixture
 async def watched(tmp_path: Path, kept: Kept) -> AsyncIterator[Api]:
     metrics = Metrics(CollectorRegistry())
-    async with api_of(tmp_path, Telemetry(metrics, Tracing(), kept), metrics, max_upload=1 << 20) as api:
+    async with api_of(
+        tmp_path, telemetry=Telemetry(metrics, Tracing(), kept), metrics=metrics, max_upload=1 << 20
+    ) as api:
         yield api
 
 
@@ -145,7 +149,7 @@ def test_templates_have_nothing_of_a_regular_expression() -> None:
 
 
 def make_application_for_its_routes() -> Any:
-    collaborators: Any = None
+    collaborators: Any = SimpleNamespace(edge=EdgePolicy())
     return make_application(collaborators, bool, Metrics(CollectorRegistry()))
 
 
@@ -270,7 +274,7 @@ async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept)
     await watched.run("1")
     body = b'{"code": "import time; time.sleep(9)"}'
     head = (
-        "POST /pools/python/executions?api-version=2025-10-02-preview&identifier=abcd-1 HTTP/1.1\r\nHost: x\r\n"
+        "POST /pools/python/executions?api-version=2025-10-02-preview&identifier=abcd-1 HTTP/1.1\r\nHost: localhost\r\n"
         f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     _, writer = await asyncio.open_connection("127.0.0.1", watched.port)
