@@ -6,13 +6,28 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from kernelpool.errors import InvalidFileName, InvalidPath, InvalidRequest
 
 WORKSPACE = "/mnt/data"
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4000
+LATEST = 253_402_300_799.0
+"""The end of the year 9999 in seconds since the epoch: no date comes after it."""
+
+_ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+# How the gateway's validation, which is pydantic's, reads what comes out of a sandbox: NaN and the infinities are no
+# numbers. Here it is but a dict, since the agent has no pydantic.
+FINITE = {"allow_inf_nan": False}
+
+
+def _check(holds: bool, what: str) -> None:
+    """A ValueError is what pydantic expects of a type that checks itself."""
+    if not holds:
+        raise ValueError(what)
 
 
 class ExecutionState(StrEnum):
@@ -37,7 +52,6 @@ class EndCause(StrEnum):
     TIMED_OUT = "timed_out"
     CANCELED = "canceled"  # by a caller, or because the only caller left
     KERNEL_DIED = "kernel_died"
-    KERNEL_RESTARTED = "kernel_restarted"  # somebody restarted the kernel meanwhile
 
 
 class SessionEnd(StrEnum):
@@ -102,25 +116,31 @@ class ExecuteRequest:
     code: str
     timeout: float
     traceparent: str | None = None
-    """The W3C trace context of the call, for the agent."""
+    """The caller's trace, as in W3C Trace Context: handed to the kernel, and named in the agent's log lines."""
 
     MAX_ID = 128
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9._:~-]{1,128}", self.id):
+        if not _ID.fullmatch(self.id):
             raise InvalidRequest("operation-id must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         if not self.timeout > 0:
             raise InvalidRequest(f"timeout must be more than 0 seconds, not {self.timeout:g}")
+        if self.traceparent is not None and not _TRACEPARENT.fullmatch(self.traceparent):
+            raise InvalidRequest("traceparent must be four groups of 2, 32, 16 and 2 lower-case hexadecimal digits")
 
 
 @dataclass(frozen=True, slots=True)
 class Execution:
     """A look at an execution: as it is now, or as it ended. Times are seconds since the epoch."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
+
     id: str
     state: ExecutionState
     created_at: float
+    """When it was queued."""
     started_at: float | None = None
+    """When the kernel got it."""
     finished_at: float | None = None
     execution_count: int | None = None
     outputs: tuple[Output, ...] = ()
@@ -138,6 +158,12 @@ class Execution:
     """Workspace paths that were written while it ran, relative to the workspace."""
     files_complete: bool = True
 
+    def __post_init__(self) -> None:
+        _check(_ID.fullmatch(self.id) is not None, "an impossible id")
+        for at in (self.created_at, self.started_at, self.finished_at):
+            _check(at is None or 0 <= at <= LATEST, "an impossible time")
+        _check(self.dropped_bytes >= 0, "a negative size")
+
     @property
     def seconds(self) -> float:
         """Time spent running; 0 when it never started."""
@@ -153,24 +179,82 @@ EventKind = Literal["state", "output", "update_display", "clear_output", "gap", 
 class Event:
     """One thing that happened to an execution; `seq` grows; what later events made void may be missing.
 
-    kind `state`: data {"state"} · `output`: data = an Output as JSON · `update_display`: data {"display_id", "data",
-    "metadata"} · `clear_output`: data {"wait"} · `gap`: data {"dropped_bytes"}, events before this one were dropped
-    · `done`: data = the Execution as JSON without outputs; always the last.
+    kind `output`: data = an Output as JSON; of the others, and what each means, see `EVENT_DATA`.
     """
 
     seq: int
     kind: EventKind
     data: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        _check(self.seq >= 0, "a negative seq")
+
+
+@dataclass(frozen=True, slots=True)
+class StateData:
+    state: ExecutionState
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateDisplayData:
+    """Every output with this display_id becomes this."""
+
+    display_id: str
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ClearOutputData:
+    """All outputs so far are gone, or, with `wait`, when the next one comes."""
+
+    wait: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GapData:
+    """Events before this one were dropped for want of room."""
+
+    dropped_bytes: int
+
+    def __post_init__(self) -> None:
+        _check(self.dropped_bytes >= 0, "a negative size")
+
+
+@dataclass(frozen=True, slots=True)
+class DoneData:
+    """The end, always the last event. The execution without its outputs, which were events."""
+
+    execution: Execution
+
+
+EVENT_DATA: Mapping[EventKind, Any] = {
+    "state": StateData,
+    "output": Output,
+    "update_display": UpdateDisplayData,
+    "clear_output": ClearOutputData,
+    "gap": GapData,
+    "done": DoneData,
+}
+"""What `Event.data` must be for each kind: the types to validate it with."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
     """A file or directory of the workspace. `path` is relative to the workspace, '/'-separated."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
+
     path: str
     is_directory: bool
     size: int
     modified_at: float
+    """Seconds since the epoch, within what a date can say whatever the file's own is."""
+
+    def __post_init__(self) -> None:
+        _check(self.size >= 0, "a negative size")
+        _check(0 <= self.modified_at <= LATEST, "an impossible time")
 
     @property
     def name(self) -> str:
@@ -296,20 +380,25 @@ class Activation:
 class AgentStatus:
     """What an agent says of itself. From inside a hostile sandbox: believe types, not truth."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
+
     ready: bool
     """The kernel has answered and the warm-up has run."""
     activated: bool
-    session: str | None
     running: int
     queued: int
     idle_seconds: float
     """Since the last execution ended, file transfer, or activation; 0 while one is under way."""
-    kernel_restarts: int
     failure: str | None = None
     """Why the kernel does not come up, when it does not."""
-    cpu_seconds: float = 0.0
-    """Used by all processes of the sandbox so far."""
-    memory_bytes: int = 0
-    """Used by all processes of the sandbox now."""
     workspace_bytes: int = 0
-    """Of the session's files."""
+    """Room that the files of the workspace take; 0 when it is no file system of its own, so that nobody can tell."""
+    cpu_seconds: float = 0.0
+    """Processor time of all that ran in the sandbox so far, a few seconds old at most."""
+    memory_bytes: int = 0
+    """Resident memory of all processes of the sandbox; what they share counts for each. As old as `cpu_seconds`."""
+
+    def __post_init__(self) -> None:
+        _check(self.running >= 0 and self.queued >= 0, "a negative number of executions")
+        _check(self.workspace_bytes >= 0 and self.memory_bytes >= 0, "a negative size")
+        _check(self.cpu_seconds >= 0, "a negative time")

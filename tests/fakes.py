@@ -180,11 +180,9 @@ class FakeProcess:
         return AgentStatus(
             ready=self.ready.is_set(),
             activated=self.activation is not None,
-            session=self.activation.session if self.activation else None,
             running=running,
             queued=queued,
             idle_seconds=0.0 if running or queued else self._now() - self._active_at,
-            kernel_restarts=0,
             workspace_bytes=sum(len(data) for data, _ in self.files.values()),
         )
 

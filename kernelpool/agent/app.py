@@ -6,11 +6,10 @@ POST   /v1/executions?wait=0|1              ExecuteRequest → Execution, at onc
 GET    /v1/executions/{id}
 GET    /v1/executions/{id}/events?after=N   one JSON event a line; an empty line is a keep-alive
 POST   /v1/executions/{id}/cancel
-POST   /v1/kernel/restart
 GET    /v1/files?path=&recursive=0|1
 GET    /v1/file?path=                       FileInfo
 DELETE /v1/file?path=
-GET    /v1/file/content?path=               Range as in RFC 9110, one range
+GET    /v1/file/content?path=               Range as in RFC 9110, one range; its start may be negative, too
 PUT    /v1/file/content?path=               → FileInfo
 """
 
@@ -33,20 +32,21 @@ KEEP_ALIVE = 5.0
 
 class StatusHandler(Handler):
     def get(self) -> None:
+        cpu_seconds, memory_bytes = self.sandbox.usage.read()
         sandbox, executions = self.sandbox, self.sandbox.executions
-        activation = sandbox.lease.activation
         busy = executions.running or executions.queued or sandbox.transfers.count
         self.finish(
             encode(
                 AgentStatus(
                     ready=executions.kernel.is_ready,
-                    activated=activation is not None,
-                    session=activation.session if activation else None,
+                    activated=sandbox.lease.activation is not None,
                     running=executions.running,
                     queued=executions.queued,
                     idle_seconds=0.0 if busy else time.monotonic() - executions.last_activity,
-                    kernel_restarts=executions.kernel.restarts,
                     failure=executions.kernel.failure,
+                    workspace_bytes=sandbox.workspace.used_bytes,
+                    cpu_seconds=cpu_seconds,
+                    memory_bytes=memory_bytes,
                 )
             )
         )
@@ -101,12 +101,6 @@ class CancelHandler(ActivatedHandler):
         await self.finish(encode(run.look()))
 
 
-class RestartHandler(ActivatedHandler):
-    async def post(self) -> None:
-        await self.sandbox.executions.kernel.restart("the kernel was restarted on request")
-        self.set_status(204)
-
-
 def make_app(sandbox: Sandbox) -> Application:
     shared = {"sandbox": sandbox}
     id = r"([A-Za-z0-9._:~-]{1,128})"
@@ -118,7 +112,6 @@ def make_app(sandbox: Sandbox) -> Application:
             (rf"/v1/executions/{id}", ExecutionHandler, shared),
             (rf"/v1/executions/{id}/events", EventsHandler, shared),
             (rf"/v1/executions/{id}/cancel", CancelHandler, shared),
-            (r"/v1/kernel/restart", RestartHandler, shared),
             (r"/v1/files", FilesHandler, shared),
             (r"/v1/file", FileHandler, shared),
             (r"/v1/file/content", ContentHandler, shared),

@@ -16,6 +16,7 @@ from tornado.web import HTTPError, RequestHandler
 
 from kernelpool.agent.executions import Executions
 from kernelpool.agent.lease import Lease
+from kernelpool.agent.usage import Usage
 from kernelpool.agent.workspace import Workspace
 from kernelpool.errors import Conflict, InvalidRequest, KernelpoolError, NotFound, Unauthorized
 from kernelpool.models import WorkspacePath
@@ -34,6 +35,7 @@ class Sandbox:
     workspace: Workspace
     lease: Lease
     transfers: Transfers
+    usage: Usage
 
 
 class Transfers:
@@ -85,8 +87,9 @@ class Handler(RequestHandler):
 
     def body(self, kind: Callable[..., Any]) -> Any:
         """The request's JSON body as a `kind`. Raises `InvalidRequest`."""
+        raw, self.request.body = self.request.body, b""  # a caller may wait for long, and need not hold it meanwhile
         try:
-            return kind(**json.loads(self.request.body))
+            return kind(**json.loads(raw))
         except (TypeError, ValueError) as error:
             raise InvalidRequest(f"body: {error}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -13,7 +14,7 @@ BATCH = 100
 """Messages taken before others on the loop get a turn."""
 
 # When we are this many messages behind reading stops, and so, in turn, does whoever writes in the kernel: its socket
-# drops nothing.
+# drops nothing. What is beyond it when the kernel ends is lost: ZMQ does not read on from a closed connection.
 RECEIVE_MARK = 100
 
 OnFrames = Callable[[list[bytes]], None]
@@ -34,10 +35,11 @@ class Channel:
         if kind == zmq.SUB:
             self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         self._socket.connect(endpoint)
-        self._fd = int(self._socket.getsockopt(zmq.FD))
-        self._closed = False
-        self._loop.add_reader(self._fd, self._drain)
-        self._loop.call_soon(self._drain)
+        self.gone: asyncio.Future[None] = self._loop.create_future()
+        """Done when the kernel's end is closed and all that came of it, up to RECEIVE_MARK, was handed on."""
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._closed = self._ended = False
+        self._fds = {self._read(self._socket, self._drain), self._read(self._monitor, self._look)}
 
     def send(self, frames: Sequence[bytes]) -> None:
         """Raises `zmq.Again` when the kernel has stopped reading altogether."""
@@ -47,8 +49,17 @@ class Channel:
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._loop.remove_reader(self._fd)
+            for fd in self._fds:
+                self._loop.remove_reader(fd)
+            self._socket.disable_monitor()
+            self._monitor.close(0)
             self._socket.close()
+
+    def _read(self, socket: zmq.Socket[bytes], action: Callable[[], None]) -> int:
+        fd = int(socket.getsockopt(zmq.FD))
+        self._loop.add_reader(fd, action)
+        self._loop.call_soon(action)
+        return fd
 
     def _drain(self) -> None:
         for _ in range(BATCH):
@@ -57,9 +68,24 @@ class Channel:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
+                if self._ended and not self.gone.done():
+                    self.gone.set_result(None)
                 return
             self._on_frames(frames)
         self._loop.call_soon(self._drain)
+
+    def _look(self) -> None:
+        """ZMQ tells of an end when it has read all that came before it: we may not have, yet."""
+        with contextlib.suppress(zmq.Again):
+            while not self._closed:
+                self._monitor.recv_multipart(zmq.NOBLOCK)
+                self._ended = True
+        if self._ended:
+            self._drain()
+
+
+def _ignore(_frames: list[bytes]) -> None:
+    """Replies on the control channel, which say nothing."""
 
 
 class Channels:
@@ -71,13 +97,12 @@ class Channels:
         base: str,
         *,
         on_shell: OnFrames,
-        on_control: OnFrames,
         on_iopub: OnFrames,
     ) -> None:
         """`base` is the ipc path that the kernel appends `-1` … `-5` to."""
         self.iopub = Channel(context, zmq.SUB, f"ipc://{base}-2", on_iopub)
         self.shell = Channel(context, zmq.DEALER, f"ipc://{base}-1", on_shell)
-        self.control = Channel(context, zmq.DEALER, f"ipc://{base}-4", on_control)
+        self.control = Channel(context, zmq.DEALER, f"ipc://{base}-4", _ignore)
 
     def __enter__(self) -> Self:
         return self

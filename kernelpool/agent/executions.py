@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
-from kernelpool.agent.kernel import START_TIMEOUT, Kernel, KernelNotReady
+from kernelpool.agent.history import History
+from kernelpool.agent.kernel import LAST_WORDS, START_TIMEOUT, Kernel, KernelNotReady
 from kernelpool.agent.run import Run
 from kernelpool.agent.workspace import Workspace, changed
-from kernelpool.errors import Conflict, ExecutionNotFound, ExecutionQueueFull
+from kernelpool.errors import ExecutionQueueFull
 from kernelpool.models import AgentConfig, EndCause, ExecuteRequest, ExecutionState
 
-MAX_FORGOTTEN = 20_000
-"""Ids remembered after their outputs were dropped, so that they still never run twice."""
+log = logging.getLogger(__name__)
 
 
 class Executions:
@@ -27,12 +28,12 @@ class Executions:
         self._workspace = workspace
         self.kernel = Kernel(config, self._on_loss)
         self._notice: str | None = None
-        # The mutable state: every execution by id, those that wait, the one that runs.
-        self._runs: OrderedDict[str, Run] = OrderedDict()
+        self._history = History(
+            config.history_size, config.history_bytes, lambda run: self.kernel.forget(run.kernel_request)
+        )
+        # The mutable state besides the history: those that wait, the one that runs.
         self._queue: deque[Run] = deque()
         self._current: Run | None = None
-        self._kept_bytes = 0  # of the finished ones
-        self._forgotten: OrderedDict[str, None] = OrderedDict()
         self._work = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.last_activity = time.monotonic()
@@ -72,25 +73,24 @@ class Executions:
 
         Raises `ExecutionQueueFull`, or `Conflict` when it ran so long ago that its outputs are no longer kept.
         """
-        if run := self._runs.get(request.id):
+        if run := self._history.find(request.id):
             return run
-        if request.id in self._forgotten:
-            raise Conflict(f"execution {request.id} has run already, and its outputs are no longer kept")
         if len(self._queue) >= self._config.queue_size:
             raise ExecutionQueueFull(f"{self._config.queue_size} executions of this session are waiting already")
+        waiting = sum(run.memory for run in self._queue)
+        if self._queue and waiting + len(request.code) > self._config.history_bytes:
+            raise ExecutionQueueFull(f"{waiting} bytes of code of this session are waiting already")
         self.touch()
-        run = Run(request, self._config.output_bytes, self._workspace if self._config.save_images else None)
-        self._runs[request.id] = run
+        images = self._workspace if self._config.save_images else None
+        run = Run(request, self._config.output_bytes, images, self._history.weigh)
+        self._history.add(run)
         self._queue.append(run)
         self._work.set()
         return run
 
     def get(self, id: str) -> Run:
         """Raises `ExecutionNotFound`."""
-        try:
-            return self._runs[id]
-        except KeyError:
-            raise ExecutionNotFound(f"no execution {id} in this session") from None
+        return self._history.get(id)
 
     async def cancel(self, id: str) -> Run:
         """Ends it early and waits for its end. Raises `ExecutionNotFound`."""
@@ -114,8 +114,6 @@ class Executions:
             finally:
                 self._current = None
                 self.touch()
-            self._kept_bytes += run.kept_bytes
-            self._forget_old()
 
     async def _perform(self, run: Run) -> None:
         if not await self._kernel_ready(run):
@@ -125,7 +123,7 @@ class Executions:
         run.start(notice)
         restarts = self.kernel.restarts
         try:
-            run.kernel_request = self.kernel.execute(run.request.code, run)
+            run.kernel_request = self.kernel.execute(run.take_code(), run, traceparent=run.traceparent)
         except KernelNotReady as error:
             run.lose(str(error))
         stopped_by = await self._wait(run)
@@ -160,23 +158,23 @@ class Executions:
     async def _wait(self, run: Run) -> EndCause | None:
         """Until it is over, with force if need be; says what made it stop early."""
         ends: set[asyncio.Future[Any]] = {run.over, run.stop}
-        await asyncio.wait(ends, timeout=run.request.timeout, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(ends, timeout=run.timeout, return_when=asyncio.FIRST_COMPLETED)
         if run.over.done():
             return None
         cause = run.stop.result() if run.stop.done() else EndCause.TIMED_OUT
         self.kernel.interrupt()
         await asyncio.wait({run.over}, timeout=self._config.interrupt_grace)
         if not run.over.done():
-            what = "was canceled" if cause is EndCause.CANCELED else f"exceeded {run.request.timeout:g} s"
+            what = "was canceled" if cause is EndCause.CANCELED else f"exceeded {run.timeout:g} s"
             await self.kernel.restart(f"the kernel was restarted: an execution {what} and ignored the interrupt")
-            await asyncio.wait({run.over}, timeout=self._config.interrupt_grace)
+            await asyncio.wait({run.over}, timeout=LAST_WORDS + self._config.interrupt_grace)
         return cause
 
     def _verdict(self, run: Run, stopped_by: EndCause | None) -> tuple[ExecutionState, EndCause, str | None]:
         lost = run.lost
         suffix = f"; {lost}; all variables were lost" if lost else "; variables are kept"
         if stopped_by is EndCause.TIMED_OUT:
-            text = f"the execution exceeded {run.request.timeout:g} s and was interrupted{suffix}"
+            text = f"the execution exceeded {run.timeout:g} s and was interrupted{suffix}"
             return ExecutionState.FAILED, EndCause.TIMED_OUT, text
         if stopped_by is EndCause.CANCELED:
             return ExecutionState.CANCELED, EndCause.CANCELED, f"the execution was canceled{suffix}"
@@ -188,18 +186,9 @@ class Executions:
 
     def _on_loss(self, reason: str) -> None:
         self._notice = reason
-        if self._current is not None and self._current.state is ExecutionState.RUNNING:
-            self._current.lose(reason)
-
-    def _forget_old(self) -> None:
-        """Oldest finished first, until both budgets hold."""
-        while len(self._runs) > self._config.history_size or self._kept_bytes > self._config.history_bytes:
-            oldest = next((run for run in self._runs.values() if run.finished.is_set()), None)
-            if oldest is None:
-                return
-            self._kept_bytes -= oldest.kept_bytes
-            del self._runs[oldest.request.id]
-            self.kernel.forget(oldest.kernel_request)
-            self._forgotten[oldest.request.id] = None
-            if len(self._forgotten) > MAX_FORGOTTEN:
-                self._forgotten.popitem(last=False)
+        run = self._current
+        # What had ended by its own account before the kernel went has lost nothing: the next is told.
+        if run is None or run.state is not ExecutionState.RUNNING or run.over.done():
+            return
+        log.warning("execution lost", extra={"execution": run.id, "traceparent": run.traceparent, "reason": reason})
+        run.lose(reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 
 from tornado.web import stream_request_body
 
-from kernelpool.agent.base import ActivatedHandler, encode
+from kernelpool.agent.base import ActivatedHandler, Sandbox, encode
 from kernelpool.agent.workspace import Upload
 from kernelpool.errors import KernelpoolError, RangeNotSatisfiable
 from kernelpool.models import FileInfo, WorkspacePath
@@ -44,13 +45,15 @@ class ContentHandler(ActivatedHandler):
     upload: Upload | None = None
     error: KernelpoolError | None = None
     """Of the upload. It is told when the body is through: who still writes does not read."""
-    _counted = False
+
+    def initialize(self, sandbox: Sandbox) -> None:
+        super().initialize(sandbox)
+        self._upload_under_way = contextlib.ExitStack()
 
     def prepare(self) -> None:
         super().prepare()
         if self.request.method == "PUT":
-            self.sandbox.transfers.count += 1
-            self._counted = True
+            self._upload_under_way.enter_context(self.sandbox.transfers.one())
             # The caller sets the limit: what the workspace holds is bounded by its own size.
             self.request.connection.set_max_body_size(1 << 50)  # type: ignore[union-attr]
             try:
@@ -101,27 +104,28 @@ class ContentHandler(ActivatedHandler):
     def on_finish(self) -> None:
         if self.upload is not None:
             self.upload.abort()
-        if self._counted:
-            self._counted = False
-            self.sandbox.transfers.count -= 1
-            self.sandbox.executions.touch()
+        self._upload_under_way.close()
 
     def on_connection_close(self) -> None:
         self.on_finish()
 
 
 def byte_range(header: str | None, info: FileInfo) -> tuple[int, int]:
-    """The bytes start..stop that a Range header asks of a file. Raises `RangeNotSatisfiable`."""
+    """The bytes start..stop that a Range header asks of a file. Raises `RangeNotSatisfiable`.
+
+    Beyond RFC 9110 `bytes=-4-7` is from the fourth byte before the end to the eighth of the file.
+    """
     if not header:
         return 0, info.size
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    match = re.fullmatch(r"bytes=(-\d+|\d*)-(\d*)", header.strip(), re.ASCII)
     if not match or match.group(0) == "bytes=-":
         raise RangeNotSatisfiable("only one range of the form bytes=a-b is served")
     first, last = match.groups()
     if not first:
         start, stop = max(0, info.size - int(last)), info.size
     else:
-        start, stop = int(first), min(info.size, int(last) + 1 if last else info.size)
+        start = int(first) if first[0] != "-" else max(0, info.size + int(first))
+        stop = min(info.size, int(last) + 1 if last else info.size)
     if start >= stop:
         raise RangeNotSatisfiable(f"the file has {info.size} bytes")
     return start, stop

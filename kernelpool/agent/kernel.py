@@ -27,6 +27,8 @@ KNOCK_INTERVAL = 0.1
 REMEMBERED = 1000
 """Executions whose late output still finds its way home."""
 MAX_BACKOFF = 10.0
+LAST_WORDS = 0.5
+"""Seconds at most to read what a kernel that has died had sent before."""
 
 
 class Receiver(Protocol):
@@ -83,7 +85,7 @@ class Kernel:
     async def wait_ready(self) -> None:
         await self._ready.wait()
 
-    def execute(self, code: str, receiver: Receiver, *, silent: bool = False) -> str:
+    def execute(self, code: str, receiver: Receiver, *, silent: bool = False, traceparent: str | None = None) -> str:
         """Sends the code to the kernel. Returns what `forget` wants to know. Raises `KernelNotReady`."""
         content = {
             "code": code,
@@ -95,7 +97,8 @@ class Kernel:
             "stop_on_error": False,
         }
         # The id is random, so code cannot forge output of an execution that has not begun.
-        return self._request("shell", "execute_request", content, receiver)
+        metadata = {"traceparent": traceparent} if traceparent else None
+        return self._request("shell", "execute_request", content, receiver, metadata)
 
     def forget(self, request: str) -> None:
         """From now on output that still comes of it has no receiver."""
@@ -127,6 +130,8 @@ class Kernel:
                 self.failure, backoff = None, 0.1
                 self._ready.set()
                 code = await asyncio.shield(process.died)
+                self._ready.clear()
+                await self._hear_last_words()
                 self._lost(self._restart_reason or describe_death(code))
             except (KernelNotReady, OSError, TimeoutError, zmq.ZMQError) as error:
                 self.failure = str(error) or "the kernel did not answer"
@@ -149,7 +154,6 @@ class Kernel:
             self._context,
             process.connection.base,
             on_shell=self._on_shell,
-            on_control=lambda _frames: None,
             on_iopub=self._on_iopub,
         )
         async with asyncio.timeout(START_TIMEOUT):
@@ -170,7 +174,19 @@ class Kernel:
             with contextlib.suppress(TimeoutError):
                 await _first(asyncio.gather(once.replied, once.heard), process.died, timeout=KNOCK_INTERVAL)
 
-    def _request(self, channel: str, msg_type: str, content: dict[str, Any], receiver: Receiver | None) -> str:
+    async def _hear_last_words(self) -> None:
+        """What the code printed just before the kernel died, and may be why, is on its way still."""
+        if self._channels is not None:
+            await asyncio.wait([self._channels.iopub.gone, self._channels.shell.gone], timeout=LAST_WORDS)
+
+    def _request(
+        self,
+        channel: str,
+        msg_type: str,
+        content: dict[str, Any],
+        receiver: Receiver | None,
+        metadata: dict[str, Any] | None = None,
+    ) -> str:
         if self._codec is None or self._channels is None:
             raise KernelNotReady(self.failure or "the kernel is restarting")
         msg_id = secrets.token_hex(16)
@@ -179,7 +195,7 @@ class Kernel:
             while len(self._receivers) > REMEMBERED:
                 self._receivers.popitem(last=False)
         date = datetime.fromtimestamp(time.time(), UTC).isoformat()
-        frames = self._codec.encode(msg_type, content, msg_id=msg_id, date=date)
+        frames = self._codec.encode(msg_type, content, msg_id=msg_id, date=date, metadata=metadata)
         try:
             (self._channels.shell if channel == "shell" else self._channels.control).send(frames)
         except zmq.Again:

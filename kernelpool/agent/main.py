@@ -26,10 +26,23 @@ from kernelpool.agent.app import make_app
 from kernelpool.agent.base import Sandbox, Transfers
 from kernelpool.agent.executions import Executions
 from kernelpool.agent.lease import Lease
+from kernelpool.agent.usage import Usage
 from kernelpool.agent.workspace import Workspace
 from kernelpool.models import AgentConfig
 
 PR_SET_DUMPABLE = 4
+_OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+"""What every log record has; the rest are the facts of the event."""
+
+
+class Facts(logging.Formatter):
+    """`LEVEL logger event {"fact": …}`, on one line whatever the kernel said."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {name: value for name, value in vars(record).items() if name not in _OWN}
+        if record.exc_info:
+            facts["exception"] = self.formatException(record.exc_info)
+        return f"{record.levelname} {record.name} {record.getMessage()} {json.dumps(facts, default=str)}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", required=True, help="fd:N, unix:PATH or tcp:HOST:PORT")
     parser.add_argument("--config", required=True, help="fd:N or a path: AgentConfig as JSON")
     options = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(Facts())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     config = read_config(options.config)
     protect_self(config)
     sockets = listen(options.listen)
@@ -87,7 +102,7 @@ async def serve(config: AgentConfig, sockets: list[socket.socket]) -> None:
     async with Executions(config, workspace) as executions:
         transfers = Transfers(executions.touch)
         lease = Lease(config.lease, lambda: bool(executions.running or executions.queued or transfers.count))
-        app = make_app(Sandbox(config.secret, executions, workspace, lease, transfers))
+        app = make_app(Sandbox(config.secret, executions, workspace, lease, transfers, Usage()))
         server = HTTPServer(app, max_body_size=64 << 20, chunk_size=256 << 10)
         server.add_sockets(sockets)
         ends = [asyncio.create_task(lease.wait_expired()), asyncio.create_task(terminated.wait())]

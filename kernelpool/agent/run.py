@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -20,15 +20,27 @@ SETTLE = 0.1
 REPLY_WITHOUT_IDLE = 10.0
 """Seconds to wait for the idle status once the reply is in. Only a kernel that has been tampered with needs them."""
 MAX_IMAGES = 100
+OVERHEAD = 2000
+"""Bytes of memory that an execution takes besides its code, its outputs and what it names."""
+NAME = 100
+"""Bytes of memory that a name takes besides its letters."""
 
 
 class Run:
     """An execution from submission to its end, and what stays of it."""
 
-    def __init__(self, request: ExecuteRequest, output_bytes: int, workspace: Workspace | None) -> None:
+    def __init__(
+        self,
+        request: ExecuteRequest,
+        output_bytes: int,
+        workspace: Workspace | None,
+        on_change: Callable[[Run], None] = lambda _run: None,
+    ) -> None:
         """`workspace` is where displayed images go; None to leave them in the output only."""
         loop = asyncio.get_running_loop()
-        self.request = request
+        self.id = request.id
+        self.timeout = request.timeout
+        self.traceparent = request.traceparent
         self.over: asyncio.Future[None] = loop.create_future()
         """Done when the kernel has nothing more to say, or is gone."""
         self.stop: asyncio.Future[EndCause] = loop.create_future()
@@ -36,8 +48,9 @@ class Run:
         self.finished = asyncio.Event()
         self.kernel_request = ""
         """The kernel's name for it, once it was sent there."""
-        self.kept_bytes = 0
-        """Of output, when it finished."""
+        self._code = request.code
+        self._names_memory = 0
+        self._on_change = on_change
         self._look = Execution(request.id, ExecutionState.QUEUED, time.time())
         self._log = EventLog(output_bytes)
         self._machine = ExecutionMachine(self._log, self._decorate)
@@ -62,6 +75,16 @@ class Run:
         """Why the kernel went while this ran."""
         return self._look.state_lost_during
 
+    @property
+    def memory(self) -> int:
+        """About the bytes that it takes now."""
+        return OVERHEAD + len(self._code) + self._log.memory + self._names_memory
+
+    def take_code(self) -> str:
+        """Once: it is not kept beyond its way to the kernel."""
+        code, self._code = self._code, ""
+        return code
+
     def look(self) -> Execution:
         """With the outputs so far."""
         return replace(self._summary(), outputs=fold(self._log.after(-1)))
@@ -70,6 +93,7 @@ class Run:
         """`notice` says that the state of earlier executions was lost, and why."""
         self._change(state=ExecutionState.RUNNING, started_at=time.time(), state_lost_before=notice)
         self._log.state(ExecutionState.RUNNING)
+        self._tell()
 
     def lose(self, reason: str) -> None:
         """The kernel is gone, and with it this execution."""
@@ -82,10 +106,11 @@ class Run:
         if self._timer is not None:
             self._timer.cancel()
         self._machine.end()
+        self.take_code()
         finished_at = time.time()
         self._change(state=state, cause=cause, message=message, finished_at=finished_at, **facts)
         self._log.state(state)
-        self.kept_bytes = self._log.size
+        self._names_memory += sum(NAME + len(file) for file in self._look.files)
         self.finished.set()
         self._tell()
 
@@ -140,6 +165,7 @@ class Run:
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()
+        self._on_change(self)
 
     def _decorate(self, output: dict[str, Any]) -> dict[str, Any]:
         """Saves a displayed image and names its file. A display that is updated keeps its file."""
@@ -154,5 +180,6 @@ class Run:
             number = self._image_count
             if display_id := output.get("display_id"):
                 self._images[display_id] = number
-        file = self._workspace.save_image(image_name(self.request.id, number), mime, output["data"][mime])
+                self._names_memory += NAME + len(display_id)
+        file = self._workspace.save_image(image_name(self.id, number), mime, output["data"][mime])
         return {**output, "files": [file]} if file else output

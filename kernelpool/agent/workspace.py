@@ -14,18 +14,19 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from kernelpool.agent.trees import remove_tree
 from kernelpool.errors import FileNotFound, InvalidPath, InvalidRequest, WorkspaceFull
-from kernelpool.models import FileInfo, WorkspacePath
+from kernelpool.models import LATEST, FileInfo, WorkspacePath
 
 TEMPORARY = ".kernelpool-upload-"
 MAX_LISTED = 20_000
 MAX_SCANNED = 2_000
+"""Entries that a snapshot looks at, whatever they are: it is taken before and after each execution."""
 
 Snapshot = dict[str, tuple[int, int, int]]
 """Path → (mtime in ns, size, inode)."""
@@ -38,6 +39,15 @@ class Workspace:
 
     def __init__(self, root: str) -> None:
         self.root = Path(root)
+        self._is_mounted = os.path.ismount(root)
+
+    @property
+    def used_bytes(self) -> int:
+        """Of its file system; 0 when that is not its own, but a part of another."""
+        if not self._is_mounted:
+            return 0
+        found = os.statvfs(self.root)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize
 
     def list(self, path: WorkspacePath, *, recursive: bool) -> list[FileInfo]:
         """Sorted by path, at most MAX_LISTED. Uploads under way are not shown."""
@@ -84,7 +94,7 @@ class Workspace:
         target = self._at(path)
         with _translated(path):
             if stat.S_ISDIR(target.lstat().st_mode):
-                shutil.rmtree(target)
+                remove_tree(os.fspath(target))
             else:
                 target.unlink()
 
@@ -92,9 +102,11 @@ class Workspace:
         """What is there now, without hidden files; False when there was too much to look at all of it."""
         entries: Snapshot = {}
         with contextlib.suppress(OSError):
-            for entry, path in self._scan(self.root, "", recursive=True, hidden=False):
-                if len(entries) >= MAX_SCANNED:
+            for number, (entry, path) in enumerate(self._scan(self.root, "", recursive=True, is_shown=_is_not_hidden)):
+                if number >= MAX_SCANNED:
                     return entries, False
+                if path is None:
+                    continue
                 with contextlib.suppress(OSError):
                     found = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(found.st_mode):
@@ -123,13 +135,16 @@ class Workspace:
         return self.root / path.text
 
     def _walk(self, folder: Path, prefix: str, *, recursive: bool) -> Iterator[FileInfo]:
-        for entry, path in self._scan(folder, prefix, recursive=recursive, hidden=True):
+        for entry, path in self._scan(folder, prefix, recursive=recursive, is_shown=_is_no_upload):
+            if path is None:
+                continue
             with contextlib.suppress(OSError):  # gone meanwhile, or a dangling link
                 yield _info(path, entry.stat())
 
     def _scan(
-        self, folder: Path, prefix: str, *, recursive: bool, hidden: bool
-    ) -> Iterator[tuple[os.DirEntry[str], str]]:
+        self, folder: Path, prefix: str, *, recursive: bool, is_shown: Callable[[str], bool]
+    ) -> Iterator[tuple[os.DirEntry[str], str | None]]:
+        """Every entry, so that its caller can stop; those that nobody is to see are without a path."""
         pending = [(os.fspath(folder), prefix)]
         while pending:
             directory, inside = pending.pop()
@@ -139,7 +154,8 @@ class Workspace:
             ):
                 for entry in it:
                     path = f"{inside}/{entry.name}" if inside else entry.name
-                    if entry.name.startswith("." if not hidden else TEMPORARY) or not _has_address(path):
+                    if not is_shown(entry.name) or not _has_address(path):
+                        yield entry, None
                         continue
                     yield entry, path
                     if recursive and entry.is_dir(follow_symlinks=False):
@@ -195,7 +211,16 @@ def image_name(execution: str, number: int) -> str:
 
 
 def _info(path: str, found: os.stat_result) -> FileInfo:
-    return FileInfo(path, stat.S_ISDIR(found.st_mode), found.st_size, found.st_mtime)
+    modified_at = min(max(0.0, found.st_mtime), LATEST)  # the code may have set it to anything
+    return FileInfo(path, stat.S_ISDIR(found.st_mode), found.st_size, modified_at)
+
+
+def _is_not_hidden(name: str) -> bool:
+    return not name.startswith(".")
+
+
+def _is_no_upload(name: str) -> bool:
+    return not name.startswith(TEMPORARY)
 
 
 def _has_address(path: str) -> bool:

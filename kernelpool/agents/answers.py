@@ -14,7 +14,7 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from kernelpool.errors import AgentFault, BackendUnavailable, Conflict, InvalidPath, KernelpoolError, SandboxLost
-from kernelpool.models import AgentStatus, Event, Execution, FileInfo, Output, WorkspacePath
+from kernelpool.models import EVENT_DATA, AgentStatus, DoneData, Event, Execution, FileInfo, WorkspacePath
 
 MAX_ANSWER = 112 << 20
 """Bytes of one answer. More than the largest honest one: outputs are limited to 16 MiB, and JSON makes a control
@@ -41,8 +41,7 @@ EXECUTION = TypeAdapter(Execution)
 EVENT = TypeAdapter(Event)
 FILE = TypeAdapter(FileInfo)
 FILES = TypeAdapter(Files)
-_OUTPUT: TypeAdapter[Any] = TypeAdapter(Output)
-_DONE: TypeAdapter[Any] = TypeAdapter(dict[str, Execution])
+_EVENT_DATA: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(data) for kind, data in EVENT_DATA.items()}
 
 _NO_STRUCTURE = bytes(set(range(256)) - set(b'"[{,'))
 _OUR_OWN_LACK = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
@@ -70,12 +69,11 @@ def count_parts(raw: bytes) -> int:
 def check_event(event: Event, id: str) -> Event:
     """Its data is what its kind says, of the execution that was asked for."""
     try:
-        if event.kind == "output":
-            _OUTPUT.validate_python(event.data)
-        elif event.kind == "done":
-            check_execution(_DONE.validate_python(event.data)["execution"], id)
-    except (ValidationError, KernelpoolError, KeyError) as error:
+        data = _EVENT_DATA[event.kind].validate_python(event.data)
+    except (ValidationError, KernelpoolError) as error:
         raise AgentFault("the sandbox's agent sent an event that is none") from error
+    if isinstance(data, DoneData):
+        check_execution(data.execution, id)
     return event
 
 

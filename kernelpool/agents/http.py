@@ -174,7 +174,7 @@ class HttpAgent:
         if start is not None or stop is not None:
             first = start or 0
             end = "" if stop is None else str(stop - 1)
-            headers["Range"] = f"bytes={first}" if first < 0 else f"bytes={first}-{end}"
+            headers["Range"] = f"bytes={first}" if first < 0 and stop is None else f"bytes={first}-{end}"
         query = {"path": path.text}
         may_raise = (*_ON_PATH, RangeNotSatisfiable)
         async with self._request("GET", "/v1/file/content", query, headers=headers, may_raise=may_raise) as response:

@@ -21,7 +21,7 @@ What ACA does not have is added beside `stdout` and `stderr`, under the same nam
 - `executionCount`, `interrupted`, `kernelRestarted`
 - `stateLost`: `{"before", "during"}`: why variables are gone, or null.
 - `files`: workspace paths written by this execution; `filesComplete` is false when there were too many to tell.
-- `cause`: completed, raised, timed_out, canceled, kernel_died or kernel_restarted; `message`: a sentence on it.
+- `cause`: completed, raised, timed_out, canceled or kernel_died; `message`: a sentence on it.
 
 A session has one kernel with its libraries imported before anybody gets it, so `useEmptyKernel` is accepted and
 changes nothing: variables are shared by all executions of a session, synchronous or not.
@@ -90,7 +90,6 @@ _CAUSES = {
     EndCause.TIMED_OUT: ("Timeout", "The code ran into its time limit."),
     EndCause.CANCELED: ("Canceled", "The execution was canceled."),
     EndCause.KERNEL_DIED: ("KernelDied", "The kernel died; the session's variables are lost."),
-    EndCause.KERNEL_RESTARTED: ("KernelRestarted", "The kernel was restarted; the session's variables are lost."),
 }
 
 

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kernelpool.models import Event, EventKind
-from kernelpool.protocol.outputs import size_of
+from kernelpool.protocol.outputs import left_out, size_of
 
 PIECE = 64 << 10
 """Longer text is logged in pieces (smaller ones under a small budget), so that the tail can roll in small steps."""
+ENTRY = 500
+"""Bytes of memory that an event takes besides what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,13 @@ class EventLog:
 
     @property
     def size(self) -> int:
+        """Of the budget."""
         return self._head_bytes + self._tail_bytes
+
+    @property
+    def memory(self) -> int:
+        """About the bytes that it takes: a log of many small events takes more than its size."""
+        return self.size + ENTRY * (len(self._head) + len(self._tail))
 
     def state(self, state: str) -> None:
         self._append("state", {"state": state}, 16)
@@ -53,22 +61,14 @@ class EventLog:
     def output(self, output: dict[str, Any]) -> None:
         """`output` as made by `outputs.to_json`."""
         if self._clear_pending:
-            self._clear_pending = False
-            self._forget_outputs()
+            # Said again, and without `wait`: a reader may have taken what was shown before, and will find no event
+            # between that and this output.
+            self.clear_output(wait=False)
         text = output.get("text")
         if isinstance(text, str) and len(text) > self._piece:
             self._long_text(output, text)
-            return
-        size = size_of(output)
-        if size > self._half_bytes:
-            self.dropped_bytes += size
-            output = {
-                **output,
-                "data": {"text/plain": f"[an output of {size} bytes was left out: the limit is {self._half_bytes}]"},
-                "metadata": {},
-            }
-            size = size_of(output)
-        self._append("output", output, size)
+        else:
+            self._append("output", *self._fitting(output))
 
     def _long_text(self, output: dict[str, Any], text: str) -> None:
         room = 0 if self._head_full else self._half_bytes - self._head_bytes
@@ -96,11 +96,7 @@ class EventLog:
         if len(self._updated) < self._half_events:
             self._updated.add(display_id)
         body = {"display_id": display_id, "data": data, "metadata": metadata, "files": files}
-        size = size_of(body)
-        if size > self._half_bytes:
-            self.dropped_bytes += size
-            return
-        self._append("update_display", body, size)
+        self._append("update_display", *self._fitting(body))
 
     def clear_output(self, wait: bool) -> None:
         if wait:
@@ -123,6 +119,16 @@ class EventLog:
             if entry.event.seq > seq:
                 yield entry.event
 
+    def _fitting(self, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+        """The body, or a note in its place when it is too large, and what that takes of the budget. The only place
+        that decides what is too large."""
+        size = size_of(body)
+        if size <= self._half_bytes:
+            return body, size
+        self.dropped_bytes += size
+        body = left_out(body, f"[an output of {size} bytes was left out: the limit is {self._half_bytes}]")
+        return body, size_of(body)
+
     def _append(self, kind: EventKind, data: dict[str, Any], size: int) -> None:
         entry = _Entry(Event(self.next_seq, kind, data), size)
         self.next_seq += 1
@@ -139,6 +145,8 @@ class EventLog:
             self._tail_bytes -= gone.size
             self.dropped_bytes += gone.size
             self._gap_seq = gone.event.seq
+            if gone.event.kind == "update_display":
+                self._updated.discard(gone.event.data["display_id"])
 
     def _forget_outputs(self) -> None:
         self._forget(lambda event: event.kind in ("output", "update_display", "clear_output"))

@@ -9,18 +9,23 @@ import hashlib
 import hmac
 import json
 import math
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 DELIMITER = b"<IDS|MSG>"
 PROTOCOL_VERSION = "5.4"
 MAX_FRAMES = 64
+MAX_HEADER = 64 << 10
 MAX_DEPTH = 200
 """Nesting of JSON that is let through. Deeper than real output, shallower than what makes encoders recurse to death."""
 MAX_CONTENT = 64 << 20
 """Bytes of content that are read, which takes five times that in memory: code that shows more must not get the agent
 killed for want of it, and with it the session's files. No output of this size is kept anyway."""
+MAX_ITEMS = 1_000_000
+"""Things of a content that is read: lists, objects and what is in them. The shortest take two bytes there, and a
+hundred once they are read."""
 
 
 class ProtocolError(Exception):
@@ -29,18 +34,12 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One decoded message; the fields that routing needs are checked to be strings."""
+    """What the execution machine and the routing want to know of a message, checked to be of its type."""
 
-    msg_id: str
     msg_type: str
     parent_id: str
     """msg_id of the request that caused it, "" when none is named."""
-    header: dict[str, Any]
-    metadata: dict[str, Any]
     content: dict[str, Any]
-    buffers: tuple[bytes, ...] = field(default=(), repr=False)
-    size: int = 0
-    """Bytes on the wire, for budgets."""
     unread: int = 0
     """Bytes of a content that was too large to be read; a note stands in its place."""
 
@@ -52,7 +51,15 @@ class Codec:
         self._mac = hmac.new(key, digestmod=hashlib.sha256)
         self._session = session
 
-    def encode(self, msg_type: str, content: dict[str, Any], *, msg_id: str, date: str) -> list[bytes]:
+    def encode(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        msg_id: str,
+        date: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> list[bytes]:
         """Frames of a request. `date` is ISO 8601."""
         header = {
             "msg_id": msg_id,
@@ -62,7 +69,7 @@ class Codec:
             "date": date,
             "version": PROTOCOL_VERSION,
         }
-        parts = [_dumps(header), b"{}", b"{}", _dumps(content)]
+        parts = [_dumps(header), b"{}", _dumps(metadata or {}), _dumps(content)]
         return [DELIMITER, self._sign(parts), *parts]
 
     def decode(self, frames: Sequence[bytes]) -> Message:
@@ -72,23 +79,20 @@ class Codec:
         try:
             start = frames.index(DELIMITER) + 1
             signature, *parts = frames[start : start + 5]
-            raw_header, raw_parent, raw_metadata, raw_content = parts
+            raw_header, raw_parent, _raw_metadata, raw_content = parts
         except ValueError:
             raise ProtocolError("frames are missing") from None
         if not hmac.compare_digest(signature, self._sign(parts)):
             raise ProtocolError("wrong signature")
+        if len(raw_header) > MAX_HEADER or len(raw_parent) > MAX_HEADER:
+            raise ProtocolError(f"a header of more than {MAX_HEADER} bytes")
         header, parent = _loads(raw_header), _loads(raw_parent)
-        unread = len(raw_content) if len(raw_content) > MAX_CONTENT else 0
+        too_much = _too_much(raw_content)
         return Message(
-            msg_id=_text(header, "msg_id"),
             msg_type=_text(header, "msg_type"),
             parent_id=_text(parent, "msg_id") if parent else "",
-            header=header,
-            metadata=_loads(raw_metadata),
-            content=_left_out(unread) if unread else _loads(raw_content),
-            buffers=tuple(frames[start + 5 :]),
-            size=sum(map(len, frames)),
-            unread=unread,
+            content=_left_out(len(raw_content), too_much) if too_much else _loads(raw_content),
+            unread=len(raw_content) if too_much else 0,
         )
 
     def _sign(self, parts: Sequence[bytes]) -> bytes:
@@ -105,8 +109,6 @@ def _dumps(value: dict[str, Any]) -> bytes:
 def _loads(raw: bytes) -> dict[str, Any]:
     if raw == b"{}":
         return {}
-    if len(raw) > MAX_CONTENT:
-        raise ProtocolError(f"a part of {len(raw)} bytes")
     text = raw.decode("utf-8", "replace")
     try:
         value = _DECODER.decode(text)
@@ -119,9 +121,23 @@ def _loads(raw: bytes) -> dict[str, Any]:
     return _without_surrogates(value) if "\\u" in text else value
 
 
-def _left_out(size: int) -> dict[str, Any]:
+def _too_much(raw: bytes) -> str:
+    """The limit that it exceeds, in words, or nothing."""
+    if len(raw) > MAX_CONTENT:
+        return f"{MAX_CONTENT} bytes"
+    # Counting is quick, and few messages are long enough to need it. Text may be full of commas, though.
+    if len(raw) > MAX_ITEMS and _items(raw) > MAX_ITEMS and _items(_STRINGS.sub(b"", raw)) > MAX_ITEMS:
+        return f"{MAX_ITEMS} items"
+    return ""
+
+
+def _items(raw: bytes) -> int:
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+
+
+def _left_out(size: int, limit: str) -> dict[str, Any]:
     """A content that says so in whatever type of message it stands. Of replies, only those on errors grow like this."""
-    note = f"[an output of {size} bytes was left out: the limit is {MAX_CONTENT}]"
+    note = f"[an output of {size} bytes was left out: the limit is {limit}]"
     shown = {"data": {"text/plain": note}, "name": "stdout", "text": note}
     return {**shown, "status": "error", "ename": "Error", "evalue": note, "traceback": [note]}
 
@@ -135,6 +151,8 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+# One that is not closed counts too: to fail there and try again from the next quote would take for ever.
+_STRINGS = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?', re.DOTALL)
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 

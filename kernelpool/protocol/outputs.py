@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from kernelpool.models import DisplayOutput, ErrorOutput, Event, Output, ResultOutput, StreamOutput
@@ -13,13 +13,21 @@ from kernelpool.protocol.messages import Message
 
 MAX_MIME_TYPES = 32
 MAX_TRACEBACK_LINES = 200
-MAX_TRACEBACK_TEXT = 64 << 10
+MAX_TRACEBACK = 256 << 10
+"""Characters of a traceback, all lines together."""
+MAX_TEXT = 64 << 10
+"""Characters of an exception's text."""
+
+# What things in JSON cost a reader besides their text, in bytes: `[{},{},…]` costs him a hundred times its length.
+CONTAINER = 128
+STRING = 64
+SCALAR = 32
 _MIME = re.compile(r"[A-Za-z0-9][\w.+-]{0,126}/[A-Za-z0-9][\w.+-]{0,126}(;[ \w.+=\"/-]{1,100})?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
-def text_of(value: object, limit: int = MAX_TRACEBACK_TEXT) -> str:
+def text_of(value: object, limit: int = MAX_TEXT) -> str:
     """Whatever should have been text, as text of bounded length."""
     text = value if isinstance(value, str) else "" if value is None else str(value)[:limit]
     return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 :]}"
@@ -52,16 +60,33 @@ def result_output(content: dict[str, Any]) -> ResultOutput:
 
 def error_output(content: dict[str, Any]) -> ErrorOutput:
     lines = content.get("traceback")
-    if not isinstance(lines, list):
-        lines = []
-    if len(lines) > MAX_TRACEBACK_LINES:
-        half = MAX_TRACEBACK_LINES // 2
-        lines = [*lines[:half], f"… {len(lines) - 2 * half} lines left out …", *lines[-half:]]
     return ErrorOutput(
         ename=_ANSI.sub("", text_of(content.get("ename"), 256)),
         evalue=_ANSI.sub("", text_of(content.get("evalue"))),
-        traceback=tuple(_ANSI.sub("", text_of(line)) for line in lines),
+        traceback=tuple(_traceback(lines if isinstance(lines, list) else [])),
     )
+
+
+def _traceback(lines: list[Any]) -> list[str]:
+    """Without colours, and of bounded length: its first and last lines, and how many are missing between."""
+    half = min(MAX_TRACEBACK_LINES, len(lines) + 1) // 2
+    first, last = lines[:half], lines[half:][-half:]
+    head = _within(MAX_TRACEBACK // 2, first)
+    tail = _within(MAX_TRACEBACK // 2, reversed(last))[::-1]
+    missing = len(lines) - len(head) - len(tail)
+    return [*head, f"… {missing} lines left out …", *tail] if missing else [*head, *tail]
+
+
+def _within(room: int, lines: Iterable[Any]) -> list[str]:
+    """As many of the lines as there is room for; a first one that is longer is cut."""
+    taken: list[str] = []
+    for line in lines:
+        text = _ANSI.sub("", text_of(line, room if not taken else MAX_TEXT))
+        room -= len(text)
+        if room < 0 and taken:
+            break
+        taken.append(text)
+    return taken
 
 
 def count_of(content: dict[str, Any]) -> int | None:
@@ -101,11 +126,39 @@ def is_binary(mime: str) -> bool:
 
 
 def size_of(output: dict[str, Any]) -> int:
-    """What an output costs of a budget: about its bytes as JSON."""
+    """What an output costs of a budget: of text its length, of all else what it takes to hold it as JSON's values."""
     text = output.get("text")
     if isinstance(text, str):
         return len(text)
-    return len(json.dumps(output, separators=(",", ":")))
+    named = [*output.get("data", {}).items(), *output.get("metadata", {}).items()]
+    return _cost_of([output.get("evalue", ""), *output.get("traceback", ()), *chain.from_iterable(named)])
+
+
+def _cost_of(pending: list[Any]) -> int:
+    """No recursion, which would be the attack."""
+    cost = 0
+    while pending:
+        match pending.pop():
+            case str() as text:
+                cost += STRING + len(text)
+            case dict() as members:
+                cost += CONTAINER + sum(STRING + len(key) for key in members)
+                pending.extend(members.values())
+            case list() as items:
+                cost += CONTAINER
+                pending.extend(items)
+            case int() as number:
+                cost += SCALAR + number.bit_length() // 3
+            case _:
+                cost += SCALAR
+    return cost
+
+
+def left_out(body: dict[str, Any], note: str) -> dict[str, Any]:
+    """An output, or the update of one, that says `note` instead of what it is too large for."""
+    if body.get("type") == "error":
+        return {**body, "evalue": text_of(body["evalue"], 100), "traceback": [note]}
+    return {**body, "data": {"text/plain": note}, "metadata": {}}
 
 
 def _metadata(value: object) -> dict[str, Any]:

@@ -10,7 +10,6 @@ OUTCOMES = {
     EndCause.TIMED_OUT: "timed_out",
     EndCause.CANCELED: "canceled",
     EndCause.KERNEL_DIED: "kernel_died",
-    EndCause.KERNEL_RESTARTED: "kernel_restarted",
 }
 # How the agent's sentence on the end of a kernel begins, and the word for it.
 _DEATHS = [

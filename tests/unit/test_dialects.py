@@ -233,7 +233,6 @@ def test_colours_never_reach_stderr() -> None:
         (EndCause.TIMED_OUT, "Timeout"),
         (EndCause.CANCELED, "Canceled"),
         (EndCause.KERNEL_DIED, "KernelDied"),
-        (EndCause.KERNEL_RESTARTED, "KernelRestarted"),
         (EndCause.RAISED, "ValueError"),
     ],
 )

@@ -14,7 +14,7 @@ from kernelpool.protocol.outputs import fold
 
 
 def message(msg_type: str, **content: Any) -> Message:
-    return Message("id", msg_type, "parent", {}, {}, content)
+    return Message(msg_type, "parent", content)
 
 
 BUSY = message("status", execution_state="busy")
@@ -95,7 +95,7 @@ def test_a_status_that_is_none_of_the_protocols_is_a_failure() -> None:
 
 
 def test_an_output_that_was_not_read_counts_as_dropped() -> None:
-    big = Message("id", "display_data", "parent", {}, {}, {"data": {"text/plain": "a note"}}, unread=10**8)
+    big = Message("display_data", "parent", {"data": {"text/plain": "a note"}}, unread=10**8)
 
     machine = machine_after(big, OK, IDLE)
 

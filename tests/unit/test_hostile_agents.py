@@ -22,7 +22,7 @@ from kernelpool.models import Activation, ExecuteRequest, WorkspacePath
 
 Respond = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEADERS = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
-STATUS = {"ready": True, "activated": True, "session": None, "running": 0, "queued": 0, "idle_seconds": 0.0}
+STATUS = {"ready": True, "activated": True, "running": 0, "queued": 0, "idle_seconds": 0.0}
 EXECUTION = {"id": "mine", "state": "succeeded", "created_at": 1.0}
 FILE = {"path": "a", "is_directory": False, "size": 1, "modified_at": 1.0}
 ROOT = WorkspacePath.parse("")

@@ -26,7 +26,7 @@ async def live() -> LiveSession:
 
 
 def idle(seconds: float, running: int = 0, queued: int = 0) -> AgentStatus:
-    return AgentStatus(True, True, "s", running, queued, seconds, 0)
+    return AgentStatus(True, True, running, queued, seconds)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelpool.models import DisplayOutput, StreamOutput
+from kernelpool.models import DisplayOutput, ErrorOutput, Event, StreamOutput
 from kernelpool.protocol.log import PIECE, EventLog
 from kernelpool.protocol.outputs import fold
 
@@ -138,3 +138,87 @@ def test_one_output_larger_than_the_budget_is_replaced_by_a_note() -> None:
     assert isinstance(output, DisplayOutput)
     assert "was left out" in output.data["text/plain"]
     assert log.dropped_bytes > 100_000
+
+
+def test_an_error_larger_than_the_budget_is_told_without_its_traceback_and_counted_once() -> None:
+    log = EventLog(10_000)
+    log.output({"type": "error", "ename": "E", "evalue": "v", "traceback": ["x" * 1000] * 100})
+
+    (output,) = fold(log.after(-1))
+
+    assert isinstance(output, ErrorOutput)
+    assert (output.ename, output.evalue, len(output.traceback)) == ("E", "v", 1)
+    assert "was left out" in output.traceback[0]
+    assert 100_000 < log.dropped_bytes < 110_000
+
+
+def test_an_update_larger_than_the_budget_says_so_in_its_place() -> None:
+    log = EventLog(10_000)
+    log.output(display("first", "d"))
+    log.update_display("d", {"text/plain": "second"}, {}, [])
+    log.update_display("d", {"text/plain": "x" * 100_000}, {}, [])
+
+    (output,) = fold(log.after(-1))
+
+    assert isinstance(output, DisplayOutput)
+    assert "was left out" in output.data["text/plain"]
+
+
+def test_what_costs_its_reader_much_is_left_out_though_its_text_is_short() -> None:
+    log = EventLog(8 << 20)
+    log.output({**display(""), "data": {"application/json": [{}] * 100_000}})
+
+    (output,) = fold(log.after(-1))
+
+    assert isinstance(output, DisplayOutput)
+    assert list(output.data) == ["text/plain"]
+    assert log.dropped_bytes > 100_000
+
+
+def test_small_events_take_memory_too() -> None:
+    log = EventLog(1 << 20)
+    for _ in range(1000):
+        log.output(text("x"))
+
+    assert log.size == 1000
+    assert log.memory > 400_000
+
+
+def test_ids_of_displays_whose_updates_were_dropped_are_forgotten() -> None:
+    log = EventLog(1 << 20, max_events=100)
+    for index in range(1000):
+        log.update_display(f"{index}", {}, {}, [])
+
+    assert len(log._updated) <= 100
+
+
+NAMES = st.sampled_from("ab")
+OPERATIONS = st.one_of(
+    st.tuples(st.just("text"), NAMES),
+    st.tuples(st.just("display"), NAMES),
+    st.tuples(st.just("update"), NAMES),
+    st.tuples(st.just("clear"), st.booleans()),
+    st.tuples(st.just("read"), st.none()),
+)
+
+
+@given(st.lists(OPERATIONS, max_size=30))
+def test_whoever_follows_the_events_ends_with_what_a_late_look_shows(operations: list[tuple[str, Any]]) -> None:
+    log = EventLog(1 << 20)
+    followed: list[Event] = []
+    for number, (what, value) in enumerate(operations):
+        match what:
+            case "text":
+                log.output(text(f"{value}{number} "))
+            case "display":
+                log.output(display(f"{number}", value))
+            case "update":
+                log.update_display(value, {"text/plain": f"{number}"}, {}, [])
+            case "clear":
+                log.clear_output(value)
+            case _:  # the reader comes back
+                followed += log.after(followed[-1].seq if followed else -1)
+    followed += log.after(followed[-1].seq if followed else -1)
+
+    assert fold(followed) == fold(log.after(-1))
+    assert [event.seq for event in followed] == sorted({event.seq for event in followed})

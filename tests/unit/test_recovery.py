@@ -13,8 +13,8 @@ from kernelpool.recovery import Fate, fate
 RECORD = Record(
     sandbox="0123456789ab", pool="default", tenant="t", identifier="user", session="s", created_at=1_000_000.0
 )
-USED = AgentStatus(True, True, "s", 0, 0, 1.0, 0)
-FRESH = replace(USED, activated=False, session=None)
+USED = AgentStatus(True, True, 0, 0, 1.0)
+FRESH = replace(USED, activated=False)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,6 @@ FRESH = replace(USED, activated=False, session=None)
         pytest.param(RECORD, USED, True, Fate.SESSION, id="a session goes on"),
         pytest.param(RECORD, USED, False, Fate.SESSION, id="also when the settings have changed"),
         pytest.param(RECORD, replace(USED, ready=False), True, Fate.SESSION, id="also while its kernel restarts"),
-        pytest.param(RECORD, replace(USED, session="x"), True, Fate.SESSION, id="whatever the sandbox calls it"),
         pytest.param(RECORD, FRESH, True, Fate.DESTROY, id="a record, and never activated: the start was cut short"),
         pytest.param(RECORD, None, True, Fate.DESTROY, id="a session that does not answer"),
         pytest.param(

@@ -260,7 +260,7 @@ async def test_whatever_its_idle_time_a_busy_agent_keeps_its_session(tmp_path: P
     async with house(tmp_path, cooldown=5) as it:
         for identifier, running, queued in (("running", 1, 0), ("queued", 0, 1)):
             live = await it.touch(identifier)
-            sandbox_of(live).process.status_said = AgentStatus(True, True, "s", running, queued, 10**6, 0)
+            sandbox_of(live).process.status_said = AgentStatus(True, True, running, queued, 10**6)
 
         await asyncio.sleep(100)
 
@@ -270,7 +270,7 @@ async def test_whatever_its_idle_time_a_busy_agent_keeps_its_session(tmp_path: P
 async def test_a_sandbox_that_claims_to_be_busy_for_ever_ends_with_its_longest_life(tmp_path: Path) -> None:
     async with house(tmp_path, cooldown=5, max_alive=1000) as it:
         live = await it.touch()
-        sandbox_of(live).process.status_said = AgentStatus(True, True, "s", 1, 0, 0.0, 0)
+        sandbox_of(live).process.status_said = AgentStatus(True, True, 1, 0, 0.0)
 
         await asyncio.sleep(999)
         assert live.ended is None
@@ -282,7 +282,7 @@ async def test_a_sandbox_that_claims_to_be_almost_idle_is_not_asked_all_the_time
     async with house(tmp_path, cooldown=5, max_alive=100) as it:
         live = await it.touch()
         process = sandbox_of(live).process
-        process.status_said = AgentStatus(True, True, "s", 0, 0, 4.999999999, 0)
+        process.status_said = AgentStatus(True, True, 0, 0, 4.999999999)
 
         await asyncio.sleep(90)
 
@@ -294,7 +294,7 @@ async def test_a_sandbox_that_claims_to_be_almost_idle_is_not_asked_all_the_time
 async def test_an_absurd_idle_time_does_no_harm(tmp_path: Path, idle: float) -> None:
     async with house(tmp_path, cooldown=5, max_alive=60) as it:
         live = await it.touch()
-        sandbox_of(live).process.status_said = AgentStatus(True, True, "s", 0, 0, idle, 0)
+        sandbox_of(live).process.status_said = AgentStatus(True, True, 0, 0, idle)
 
         await asyncio.sleep(61)
 

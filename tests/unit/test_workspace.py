@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernelpool.agent.files import byte_range
 from kernelpool.agent.workspace import Workspace, changed, image_name
-from kernelpool.errors import FileNotFound, InvalidFileName, InvalidPath, InvalidRequest
-from kernelpool.models import WorkspacePath
+from kernelpool.errors import FileNotFound, InvalidFileName, InvalidPath, InvalidRequest, RangeNotSatisfiable
+from kernelpool.models import LATEST, FileInfo, WorkspacePath
 
 
 @pytest.mark.parametrize(
@@ -193,6 +196,108 @@ def test_a_snapshot_of_too_much_says_so(workspace: Workspace, monkeypatch: pytes
     entries, complete = workspace.snapshot()
 
     assert (len(entries), complete) == (3, False)
+
+
+def test_a_snapshot_looks_at_no_more_than_so_many_entries_whatever_they_are(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernelpool.agent.workspace.MAX_SCANNED", 3)
+    make: list[Callable[[Path], object]] = [Path.mkdir, lambda path: path.symlink_to("x"), os.mkfifo]
+    for kind, prefix in [*zip(make, "abc", strict=True), (Path.touch, "."), (Path.touch, "\\")]:
+        folder = workspace.root / f"folder-{prefix}"
+        folder.mkdir()
+        for number in range(4):
+            kind(folder / f"{prefix}{number}")
+
+        assert Workspace(str(folder)).snapshot() == ({}, False)
+
+
+def test_a_time_that_no_date_can_say_is_cut(workspace: Workspace) -> None:
+    for name, at in (("past", -(10**9)), ("future", 10**15)):
+        (workspace.root / name).touch()
+        os.utime(workspace.root / name, (at, at))
+
+    found = workspace.list(WorkspacePath(""), recursive=False)
+
+    assert all(0 <= info.modified_at <= LATEST for info in found)
+
+
+def make_deep(folder: Path, levels: int) -> None:
+    folder.mkdir()
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        os.mkdir("deeper", dir_fd=here)
+        there = os.open("deeper", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = there
+    os.close(here)
+
+
+def test_a_directory_of_any_depth_can_be_deleted(workspace: Workspace) -> None:
+    make_deep(workspace.root / "deep", 3000)
+
+    workspace.delete(WorkspacePath("deep"))
+
+    assert os.listdir(workspace.root) == []
+
+
+def test_delete_follows_no_link_at_any_depth(workspace: Workspace) -> None:
+    (workspace.root / "kept").mkdir()
+    (workspace.root / "kept" / "file").touch()
+    (workspace.root / "a" / "b" / "c").mkdir(parents=True)
+    for folder in ("a", "a/b", "a/b/c"):
+        (workspace.root / folder / "link").symlink_to(workspace.root / "kept")
+
+    workspace.delete(WorkspacePath("a"))
+
+    assert [info.path for info in workspace.list(WorkspacePath(""), recursive=True)] == ["kept", "kept/file"]
+
+
+def test_delete_takes_what_may_not_be_read_or_written(workspace: Workspace) -> None:
+    (workspace.root / "a" / "b" / "c").mkdir(parents=True)
+    (workspace.root / "a" / "b" / "c" / "file").touch()
+    for folder, mode in (("a/b/c", 0o000), ("a/b", 0o500)):
+        (workspace.root / folder).chmod(mode)
+
+    workspace.delete(WorkspacePath("a"))
+
+    assert os.listdir(workspace.root) == []
+
+
+def test_used_bytes_are_those_of_a_file_system_of_its_own(workspace: Workspace) -> None:
+    assert workspace.used_bytes == 0
+
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"x" * 1_000_000)
+        file.flush()
+
+        assert Workspace("/dev/shm").used_bytes >= 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, (0, 10)),
+        ("bytes=2-4", (2, 5)),
+        ("bytes=2-", (2, 10)),
+        ("bytes=-4", (6, 10)),
+        ("bytes=-40", (0, 10)),
+        ("bytes=-4-7", (6, 8)),
+        ("bytes=-40-1", (0, 2)),
+        ("bytes=0-99", (0, 10)),
+    ],
+)
+def test_a_range_is(header: str | None, expected: tuple[int, int]) -> None:
+    assert byte_range(header, FileInfo("f", False, 10, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    "header", ["bytes=-", "bytes=-0", "bytes=10-", "bytes=5-4", "bytes=-4-5", "bytes=--1", "x", "bytes=1-2,3-4"]
+)
+def test_a_range_is_refused(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable):
+        byte_range(header, FileInfo("f", False, 10, 0))
 
 
 def test_images_are_written_under_a_name_that_is_safe(workspace: Workspace) -> None:
