@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from kernelpool import errors
+from kernelpool.auth.settings import OidcSettings
 from kernelpool.config import Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.pool.settings import LimitSettings, PoolSettings
@@ -29,9 +30,10 @@ def settings_page() -> str:
             "`KERNELPOOL_POOLS__PYTHON__LIMITS__MEMORY`. Flags win over the environment, which wins over the file.",
             "Sizes are numbers of bytes, or text such as `512Mi` or `1Gi`. Times are seconds.",
             "",
-            *_table("The gateway", Settings, skip={"pools", "tenants"}),
+            *_table("The gateway", Settings, skip={"pools", "tenants", "oidc"}),
             *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits"}),
             *_table("`[pools.<name>.limits]`", LimitSettings),
+            *_table("`[oidc.<name>]`", OidcSettings),
             *_table('`[tenants.<name>]`, and `[tenants."*"]` for those who are not named', QuotaSettings),
         ]
     )
@@ -90,10 +92,14 @@ def _table(title: str, model: type[BaseModel], skip: Collection[str] = ()) -> li
 
 def _default(name: str, field: FieldInfo) -> str:
     value: Any = field.default
+    if field.is_required():
+        return "required"
     if name == "state_dir":
         return "`/var/lib/kernelpool` as root, else `~/.local/state/kernelpool`"
     if value is None or value == ():
         return ""
+    if isinstance(value, tuple):
+        return f"`{' '.join(value)}`"
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if name in SIZES:

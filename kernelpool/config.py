@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from kernelpool.auth.settings import OidcTable
 from kernelpool.errors import InvalidRequest
 from kernelpool.network import HostPatterns, Networks, Origins
 from kernelpool.pool.settings import PoolSettings, Seconds, Size
@@ -56,7 +57,7 @@ class Settings(BaseModel):
     state_dir: Path = Field(default_factory=default_state_dir)
     """Directory for what must survive a restart: sessions, sandboxes, runtime trees, the token's hash."""
     token: SecretStr | None = Field(None, min_length=16)
-    """Bearer token that callers must send. Without one, the first start makes one, and prints it once."""
+    """Bearer token that may do everything. Without one, the first start makes one, and prints it once."""
     allow_insecure: bool = False
     """Serve although the doctor says that sandboxes do not isolate here."""
     stop_sessions: bool = False
@@ -106,6 +107,8 @@ class Settings(BaseModel):
     """Pools by name, as `[pools.<name>]`; see there."""
     tenants: dict[str, QuotaSettings] = Field(default_factory=dict)
     """What tenants may use, as `[tenants.<name>]`; see there. `[tenants."*"]` is for those who are not named."""
+    oidc: OidcTable = Field(default_factory=dict)
+    """OpenID Connect issuers by name, as `[oidc.<name>]`; see there."""
 
     @model_validator(mode="before")
     @classmethod

@@ -12,6 +12,7 @@
     │   │   │   └── HeadersTooLarge
     │   │   └── UnsupportedMediaType
     │   ├── Unauthorized
+    │   │   └── InvalidToken
     │   ├── Forbidden
     │   │   └── OriginNotAllowed
     │   ├── Misdirected
@@ -118,15 +119,31 @@ class UnsupportedMediaType(InvalidRequest):
 
 
 class Unauthorized(CallerError):
+    """`challenge` becomes the WWW-Authenticate header, in the words of RFC 6750."""
+
     code = "Unauthorized"
     status = 401
-    remedy = "Send the header 'Authorization: Bearer <token>'; `kernelpool serve` printed the token at its first start."
+    remedy = (
+        "Send the header 'Authorization: Bearer <token>' with the token that `kernelpool serve` printed at its first "
+        "start, an API key that has neither expired nor been revoked, or a token of an issuer that the operator trusts."
+    )
+    challenge: ClassVar[str] = "Bearer"
+
+
+class InvalidToken(Unauthorized):
+    """Always the same words: what is wrong with a credential helps only who should not have it."""
+
+    challenge = 'Bearer error="invalid_token"'
+
+    def __init__(self) -> None:
+        super().__init__("The bearer token is not valid.")
 
 
 class Forbidden(CallerError):
     code = "Forbidden"
     status = 403
-    remedy = "Ask the operator for a token that may do this."
+    remedy = "Ask the operator for a key or a role that may do this."
+    challenge: ClassVar[str] = 'Bearer error="insufficient_scope"'
 
 
 class OriginNotAllowed(Forbidden):

@@ -14,6 +14,7 @@ from typing import Self
 from uuid import uuid4
 
 from kernelpool.agents import Connect
+from kernelpool.auth.principal import Principal
 from kernelpool.backends.base import Backend, RuntimeMetadata
 from kernelpool.errors import Conflict, InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
 from kernelpool.heartbeat import Heartbeat
@@ -41,14 +42,6 @@ log = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 4
 _IDENTIFIER = re.compile(r"""[A-Za-z0-9_|}{\[\]:";'<>?/.,@#$%^&*()\-+=!~`]*""")
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who asks. Identifiers belong to a tenant: two tenants may use the same one for sessions of their own."""
-
-    name: str
-    tenant: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +156,8 @@ class Gateway:
         return _pool_info(self._pool(name))
 
     def pools(self, principal: Principal) -> Sequence[PoolInfo]:
-        return [_pool_info(pool) for pool in self._pools.values()]
+        """Those that the principal may enter."""
+        return [_pool_info(pool) for name, pool in self._pools.items() if principal.may_enter(name)]
 
     @asynccontextmanager
     async def use(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:

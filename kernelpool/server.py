@@ -24,12 +24,15 @@ from pathlib import Path
 
 from kernelpool.agents import Connect, connect
 from kernelpool.api import make_application
-from kernelpool.api.auth import TokenAuthenticator, digest_of, load_or_make_token
 from kernelpool.api.base import Collaborators, EdgeApplication
 from kernelpool.api.edge import EdgePolicy, allowed_hosts
 from kernelpool.api.http_server import EdgeServer, make_server
 from kernelpool.api.listener import Crowd, raise_file_limit
 from kernelpool.api.tls import Certificates
+from kernelpool.auth.authenticator import Authenticator
+from kernelpool.auth.initial import digest_of, load_or_make_token
+from kernelpool.auth.keyring import KeyRing
+from kernelpool.auth.oidc import Issuers
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
 from kernelpool.errors import StartFailed
@@ -93,11 +96,13 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         management = await stack.enter_async_context(
             Management(gateway, sources.make, store, settings.pools, settings.max_pools)
         )
+        keys = await stack.enter_async_context(KeyRing(settings.state_dir))
+        issuers = await stack.enter_async_context(Issuers(settings.oidc))
         # Last, so that no start that fails makes a token which nobody is shown.
         digest, token = await asyncio.to_thread(_token, settings)
         collaborators = Collaborators(
             gateway,
-            TokenAuthenticator(digest),
+            Authenticator(digest, keys, issuers),
             management,
             max_body=settings.max_body,
             telemetry=telemetry,

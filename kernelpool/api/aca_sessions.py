@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from kernelpool.api import resources
 from kernelpool.api.aca_handler import AcaHandler
+from kernelpool.auth.principal import Role
 from kernelpool.gateway import SessionInfo
 
 PAGE = 300
 
 
 class SessionHandler(AcaHandler):
+    roles: ClassVar = {"GET": Role.VIEWER}
+
     async def get(self, pool: str) -> None:
         await self.serve(self._get())
 
@@ -30,6 +33,8 @@ class SessionHandler(AcaHandler):
 
 
 class ListHandler(AcaHandler):
+    roles: ClassVar = {"GET": Role.VIEWER}
+
     async def get(self, pool: str) -> None:
         await self.serve(self._get())
 
@@ -39,6 +44,8 @@ class ListHandler(AcaHandler):
 
 
 class ManagementListHandler(AcaHandler):
+    roles: ClassVar = {"POST": Role.VIEWER}
+
     async def post(self, pool: str) -> None:
         await self.serve(self._post())
 
@@ -48,6 +55,8 @@ class ManagementListHandler(AcaHandler):
 
 
 class ManagementGetHandler(AcaHandler):
+    roles: ClassVar = {"POST": Role.VIEWER}
+
     async def post(self, pool: str) -> None:
         await self.serve(self._post())
 
@@ -66,6 +75,8 @@ class ManagementStopHandler(AcaHandler):
 
 
 class MetadataHandler(AcaHandler):
+    roles: ClassVar = {"GET": Role.VIEWER}
+
     async def get(self, pool: str) -> None:
         await self.serve(self._get())
 

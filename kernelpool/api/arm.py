@@ -9,10 +9,11 @@ name, never ignored: a template that looked accepted would be believed. Changes 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.api.json_text import parse_json
+from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest
 from kernelpool.gateway import PoolInfo
 from kernelpool.management import validated
@@ -35,6 +36,8 @@ _NOT_HERE = {
 
 
 class ArmListHandler(ApiHandler):
+    roles: ClassVar = {"GET": Role.VIEWER}
+
     async def get(self, subscription: str, group: str = "local") -> None:
         self.query.api_version  # noqa: B018 - raises when it is missing or malformed
         base = f"/subscriptions/{subscription}/resourceGroups/{group}"
@@ -42,6 +45,8 @@ class ArmListHandler(ApiHandler):
 
 
 class ArmPoolHandler(ApiHandler):
+    roles: ClassVar = {"GET": Role.VIEWER, "PUT": Role.ADMIN, "PATCH": Role.ADMIN, "DELETE": Role.ADMIN}
+
     async def accept(self) -> None:
         self.query.api_version  # noqa: B018 - raises when it is missing or malformed
 

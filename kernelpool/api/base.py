@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from contextvars import Context
 from dataclasses import dataclass, field
 from http.client import responses
@@ -18,7 +18,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
 
-from kernelpool.api.auth import Authenticator
+from kernelpool.api.auth import bearer_token
 from kernelpool.api.bodies import InvalidBody
 from kernelpool.api.edge import EdgePolicy, is_preflight
 from kernelpool.api.exchange import Exchange
@@ -28,8 +28,11 @@ from kernelpool.api.query import Query
 from kernelpool.api.refusals import error_envelope, retry_after
 from kernelpool.api.routes import Routes
 from kernelpool.api.sockets import OpenSockets
+from kernelpool.auth.authenticator import Authenticator
+from kernelpool.auth.principal import Principal, Role
 from kernelpool.errors import (
     CallerError,
+    Forbidden,
     KernelpoolError,
     NotFound,
     PayloadTooLarge,
@@ -37,7 +40,7 @@ from kernelpool.errors import (
     TryLater,
     Unauthorized,
 )
-from kernelpool.gateway import Gateway, Principal
+from kernelpool.gateway import Gateway
 from kernelpool.management import Management
 from kernelpool.telemetry import SILENT, Telemetry
 
@@ -101,6 +104,8 @@ class ApiHandler(RequestHandler):
 
     is_probe: ClassVar[bool] = False
     """Asked by machines every few seconds: counted, but not traced."""
+    roles: ClassVar[Mapping[str, Role]] = {}
+    """What a caller must be, by method; an executor, for those that are not named. HEAD is as GET."""
 
     def initialize(self, collaborators: Collaborators) -> None:
         self.collaborators = collaborators
@@ -134,7 +139,14 @@ class ApiHandler(RequestHandler):
         self.body += chunk
 
     async def authenticate(self) -> Principal:
-        return await self.collaborators.authenticator.authenticate(self.request.headers.get_list("Authorization"))
+        token = bearer_token(self.request.headers.get_list("Authorization"))
+        return await self.collaborators.authenticator.authenticate(token)
+
+    def authorize(self) -> None:
+        """Raises `Forbidden` unless the caller has the role, and may enter the pool that the path names if any. No
+        pool is looked up before that."""
+        method = "GET" if self.request.method == "HEAD" else self.request.method or ""
+        self.principal.require(self.roles.get(method, Role.EXECUTOR), self.path_kwargs.get("pool"))
 
     def check_method(self) -> None:
         if not self._has(self.request.method or ""):
@@ -168,6 +180,7 @@ class ApiHandler(RequestHandler):
         self.exchange.enter()
         try:
             self.principal = await self.authenticate()
+            self.authorize()
             self.check_method()
             await self.accept()
             self._check_body_headers()
@@ -264,8 +277,8 @@ class ApiHandler(RequestHandler):
         self.exchange.refused(code, status, who.tenant if who else "", who.name if who else "")
         if isinstance(error, TryLater):
             self.set_header("Retry-After", retry_after(error))
-        if isinstance(error, Unauthorized):
-            self.set_header("WWW-Authenticate", "Bearer")
+        if isinstance(error, Unauthorized | Forbidden):
+            self.set_header("WWW-Authenticate", error.challenge)
         self.set_header("Content-Type", "application/json; charset=utf-8")
         if isinstance(error, InvalidBody):
             self.set_header("Content-Type", "application/problem+json; charset=utf-8")
@@ -296,6 +309,9 @@ class ApiHandler(RequestHandler):
         would reset the connection under a client that has not read the answer yet."""
         self.log_exception(type(error), error, None)
         self._refused = True
+        # Tornado calls the method all the same, once the body is through. No handler's own may run.
+        for method in ("get", "head", "post", "put", "patch", "delete", "options"):
+            setattr(self, method, self._nothing)
         body = self.describe_error(error, getattr(error, "status_code", 500))
         setattr(self, (self.request.method or "get").lower(), self._nothing)  # Tornado goes on to call it
         if "Expect" in self.request.headers:  # nothing comes of it: the client waits for our word
@@ -340,7 +356,10 @@ class ApiHandler(RequestHandler):
 
 
 class UnknownPath(ApiHandler):
-    """Whatever no route matches."""
+    """Whatever no route matches: nothing, for whoever is somebody."""
+
+    def authorize(self) -> None:
+        pass
 
     def check_method(self) -> None:
         raise NotFound(f"nothing is at {self.request.path[:200]}")
@@ -357,11 +376,18 @@ class RefusedHandler(ApiHandler):
         raise self._error
 
 
-class PreflightHandler(ApiHandler):
-    """Browsers ask without a token whether a page may send what it wants to send."""
+class OpenHandler(ApiHandler):
+    """For everybody, with a token or without."""
 
     async def authenticate(self) -> Principal:
         return Principal("anonymous")
+
+    def authorize(self) -> None:
+        pass
+
+
+class PreflightHandler(OpenHandler):
+    """Browsers ask without a token whether a page may send what it wants to send."""
 
     async def options(self) -> None:
         for name, value in self.collaborators.edge.preflight_headers(self.request):

@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernelpool.api.base import ApiHandler, Collaborators
-from kernelpool.gateway import Principal
+from kernelpool.api.base import Collaborators, OpenHandler
 
 
-class _OpenHandler(ApiHandler):
-    is_probe = True
-
-    async def authenticate(self) -> Principal:
-        return Principal("anonymous")
-
-
-class LiveHandler(_OpenHandler):
+class LiveHandler(OpenHandler):
     """The event loop turns: no more is promised."""
+
+    is_probe = True
 
     async def get(self) -> None:
         self.answer({"status": "alive"})
 
 
-class ReadyHandler(_OpenHandler):
+class ReadyHandler(OpenHandler):
     """503 while starting and while draining, so that nobody new is sent here."""
+
+    is_probe = True
 
     def initialize(self, collaborators: Collaborators, is_ready: Callable[[], bool] = bool) -> None:
         super().initialize(collaborators)

@@ -1,26 +1,31 @@
-"""Metrics for Prometheus, behind the same authentication as the rest unless the operator opened them."""
+"""Metrics for Prometheus: for viewers of the operator's own tenant and all pools, or for everybody if he says so."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
-from kernelpool.api.base import ApiHandler, Collaborators
-from kernelpool.gateway import Principal
+from kernelpool.api.base import ApiHandler, Collaborators, OpenHandler
+from kernelpool.auth.principal import DEFAULT_TENANT, Role
+from kernelpool.errors import Forbidden
 from kernelpool.telemetry.metrics import CONTENT_TYPE, Metrics
 
 
 class MetricsHandler(ApiHandler):
     is_probe = True
+    roles: ClassVar = {"GET": Role.VIEWER}
 
-    def initialize(self, collaborators: Collaborators, metrics: Metrics | None = None, public: bool = False) -> None:
+    def initialize(self, collaborators: Collaborators, metrics: Metrics) -> None:  # type: ignore[override]
         super().initialize(collaborators)
-        assert metrics is not None  # `routes` gives it
         self._metrics = metrics
-        self._public = public
 
-    async def authenticate(self) -> Principal:
-        return Principal("anonymous") if self._public else await super().authenticate()
+    async def accept(self) -> None:
+        """They tell of all tenants and all pools."""
+        if self.principal.tenant != DEFAULT_TENANT or self.principal.pools is not None:
+            raise Forbidden(
+                f"{self.principal.name} is not of the tenant '{DEFAULT_TENANT}' with access to all pools, "
+                "of which metrics tell."
+            )
 
     async def get(self) -> None:
         await self.serve(self._get())
@@ -32,5 +37,13 @@ class MetricsHandler(ApiHandler):
         await self.finish(text)
 
 
+class PublicMetricsHandler(OpenHandler, MetricsHandler):
+    """Where nobody but the operator can reach the gateway."""
+
+    async def accept(self) -> None:
+        pass
+
+
 def routes(collaborators: Collaborators, metrics: Metrics, *, public: bool) -> list[Any]:
-    return [("/metrics", MetricsHandler, {"collaborators": collaborators, "metrics": metrics, "public": public})]
+    handler = PublicMetricsHandler if public else MetricsHandler
+    return [("/metrics", handler, {"collaborators": collaborators, "metrics": metrics})]

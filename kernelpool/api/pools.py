@@ -9,22 +9,27 @@ DELETE /pools/{pool}   with all its sessions
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from kernelpool.api.aca_handler import POOL_PATH
 from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.api.json_text import parse_json
+from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest
 from kernelpool.gateway import PoolInfo
 from kernelpool.management import validated
 
 
 class PoolsHandler(ApiHandler):
+    roles: ClassVar = {"GET": Role.VIEWER}
+
     async def get(self) -> None:
         self.answer({"value": [describe(pool) for pool in self.gateway.pools(self.principal)]})
 
 
 class PoolHandler(ApiHandler):
+    roles: ClassVar = {"GET": Role.VIEWER, "PUT": Role.ADMIN, "PATCH": Role.ADMIN, "DELETE": Role.ADMIN}
+
     async def get(self, pool: str) -> None:
         self.answer(describe(self.gateway.pool(self.principal, pool)))
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from kernelpool import __version__, server
+from kernelpool.cli.keys import keys
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.sources import describe
@@ -42,6 +43,9 @@ def main(context: click.Context, config: Path | None, state_dir: Path | None, lo
     Every setting can also stand in the file, or in the environment as KERNELPOOL_<NAME>.
     """
     context.obj = (config, {"state_dir": state_dir, "log_level": log_level})
+
+
+main.add_command(keys)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ import pytest
 from tornado.netutil import bind_sockets
 
 from kernelpool.api import make_application
-from kernelpool.api.auth import TokenAuthenticator, digest_of
 from kernelpool.api.base import Collaborators
 from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.http_server import EdgeServer, make_server
+from kernelpool.auth.authenticator import Authenticator
+from kernelpool.auth.initial import digest_of
 from kernelpool.gateway import Gateway, PoolSource, Principal
 from kernelpool.journal import Journal
 from kernelpool.management import Management
@@ -117,6 +118,8 @@ class ShowingKernel(FakeKernel):
 @asynccontextmanager
 async def api_of(
     folder: Path,
+    authenticator: Authenticator | None = None,
+    pools: Sequence[str] = ("python",),
     *,
     telemetry: Telemetry = SILENT,
     metrics: Metrics | None = None,
@@ -125,12 +128,12 @@ async def api_of(
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """`server` holds parameters of `make_server`; the other settings are the pool's."""
-    pool = PoolSettings(name="python", backend="fake", **{"ready": 1, **settings})
     async with AsyncExitStack() as stack:
         backend = FakeBackend()
         journal = await stack.enter_async_context(Journal(folder))
-        source = PoolSource(pool, RUNTIME, backend, METADATA)
-        gateway = await stack.enter_async_context(Gateway([source], backend.connect, journal, telemetry=telemetry))
+        each = [PoolSettings(name=name, backend="fake", **{"ready": 1, **settings}) for name in pools]
+        sources = [PoolSource(pool, RUNTIME, backend, METADATA) for pool in each]
+        gateway = await stack.enter_async_context(Gateway(sources, backend.connect, journal, telemetry=telemetry))
 
         async def make(settings: PoolSettings) -> PoolSource:
             return PoolSource(settings, RUNTIME, backend, METADATA)
@@ -140,7 +143,7 @@ async def api_of(
         )
         collaborators = Collaborators(
             gateway,
-            TokenAuthenticator(digest_of(TOKEN)),
+            authenticator or Authenticator(digest_of(TOKEN)),
             management,
             max_body=1 << 20,
             telemetry=telemetry,

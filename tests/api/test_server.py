@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from kernelpool import backends, server
-from kernelpool.api.auth import TOKEN_FILE
+from kernelpool.auth.initial import TOKEN_FILE
 from kernelpool.backends.base import Finding
 from kernelpool.config import Settings
 from kernelpool.errors import InvalidRequest, StartFailed
