@@ -102,9 +102,9 @@ class Management:
 
 
 def validated(values: Mapping[str, Any]) -> PoolSettings:
-    """Raises `InvalidRequest`, naming each field that is wrong."""
+    """Of JSON, in which a number is no text. Raises `InvalidRequest`, naming each field that is wrong."""
     try:
-        return PoolSettings.model_validate(dict(values))
+        return PoolSettings.model_validate(dict(values), strict=True)
     except ValidationError as error:
         faults = (
             f"{'.'.join(map(str, fault['loc'])) or 'pool'}: {fault['msg']}"

@@ -121,12 +121,17 @@ class ExecuteRequest:
     MAX_ID = 128
 
     def __post_init__(self) -> None:
-        if not _ID.fullmatch(self.id):
+        if not self.is_id(self.id):
             raise InvalidRequest("operation-id must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         if not self.timeout > 0:
             raise InvalidRequest(f"timeout must be more than 0 seconds, not {self.timeout:g}")
         if self.traceparent is not None and not _TRACEPARENT.fullmatch(self.traceparent):
             raise InvalidRequest("traceparent must be four groups of 2, 32, 16 and 2 lower-case hexadecimal digits")
+
+    @staticmethod
+    def is_id(text: str) -> bool:
+        """Whether an execution may be called so; what may not is safe in no URL either."""
+        return re.fullmatch(r"[A-Za-z0-9._:~-]{1,128}", text) is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,27 @@
-"""One module a surface over the same Gateway. A surface is a module with `routes`, and a line here."""
+"""One module a surface over the same Gateway. A surface is a module with `routes` and `SURFACE`, its description, and
+a line for each here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from kernelpool.api import aca, arm, health, metrics, pools
 from kernelpool.api.base import Collaborators, EdgeApplication, application
+from kernelpool.api.openapi import executions, files, handlers, sessions
+from kernelpool.api.openapi.document import make_document
 from kernelpool.telemetry.metrics import Metrics
+
+SURFACES = [
+    executions.SURFACE,
+    files.SURFACE,
+    sessions.SURFACE,
+    pools.SURFACE,
+    arm.SURFACE,
+    health.SURFACE,
+    metrics.SURFACE,
+    handlers.SURFACE,
+]
 
 
 def make_application(
@@ -21,9 +36,14 @@ def make_application(
         [
             *health.routes(collaborators, is_ready),
             *(metrics.routes(collaborators, counted, public=metrics_public) if counted else []),
+            *handlers.routes(collaborators, openapi_document()),
             *pools.routes(collaborators),
             *arm.routes(collaborators),
             *aca.routes(collaborators),
         ],
         collaborators,
     )
+
+
+def openapi_document() -> dict[str, Any]:
+    return make_document(SURFACES)

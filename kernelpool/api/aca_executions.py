@@ -28,7 +28,7 @@ from kernelpool.api.json_text import dump_json
 from kernelpool.api.query import required_identifier
 from kernelpool.api.quirks import reads_results_as_text
 from kernelpool.api.refusals import error_envelope
-from kernelpool.errors import InvalidRequest, KernelpoolError
+from kernelpool.errors import ExecutionNotFound, InvalidRequest, KernelpoolError
 from kernelpool.gateway import Session
 from kernelpool.models import Event, ExecuteRequest, Execution
 
@@ -159,6 +159,12 @@ class ExecuteHandler(_Handler):
 
 class _OneHandler(_Handler):
     """Of an execution that is named by the path."""
+
+    async def accept(self) -> None:
+        await super().accept()
+        id = self.path_kwargs["execution"]
+        if not ExecuteRequest.is_id(id):
+            raise ExecutionNotFound(f"no execution can have the id {id[:40]!r}")
 
     async def cancel(self, id: str) -> None:
         options = self.answer_options()

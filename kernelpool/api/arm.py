@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.api.json_text import parse_json
+from kernelpool.api.openapi.operation import Operation, Surface, answer, array_of, json_answer, object_of, ref, text
+from kernelpool.api.openapi.shared import POOL_PARAMETERS
 from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest
 from kernelpool.gateway import PoolInfo
@@ -222,3 +224,93 @@ def routes(collaborators: Collaborators) -> list[Any]:
         (_GROUP + _POOLS, ArmListHandler, shared),
         (_GROUP + _POOLS + "/(?P<pool>[^/]+)", ArmPoolHandler, shared),
     ]
+
+
+_RESOURCE = ref("SessionPoolResource")
+_ANY = {"type": "object"}
+_BODY = {
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": ref("SessionPoolChanges"),
+            "example": {"location": "local", "properties": {"containerType": "PythonLTS"}},
+        }
+    },
+}
+_POOL = "/subscriptions/{subscription}/resourceGroups/{group}/providers/Microsoft.App/sessionPools"
+_LISTED = {200: json_answer("All.", object_of({"value": array_of(_RESOURCE)}))}
+_MANY = (409,)
+
+SURFACE = Surface(
+    "Pools in Azure's words",
+    "The `Microsoft.App/sessionPools` resource. What has no counterpart here is refused by its name.",
+    {
+        "GET /subscriptions/{subscription}/providers/Microsoft.App/sessionPools": Operation(
+            "listSessionPoolsOfSubscription", "All pools", _LISTED, parameters=POOL_PARAMETERS
+        ),
+        f"GET {_POOL}": Operation("listSessionPools", "All pools", _LISTED, parameters=POOL_PARAMETERS),
+        f"GET {_POOL}/{{pool}}": Operation(
+            "getSessionPool", "A pool", {200: json_answer("The pool.", _RESOURCE)}, parameters=POOL_PARAMETERS
+        ),
+        f"PUT {_POOL}/{{pool}}": Operation(
+            "putSessionPool",
+            "Make or change a pool",
+            {200: json_answer("Changed.", _RESOURCE), 201: json_answer("Made.", _RESOURCE)},
+            parameters=POOL_PARAMETERS,
+            body=_BODY,
+            errors=_MANY,
+        ),
+        f"PATCH {_POOL}/{{pool}}": Operation(
+            "patchSessionPool",
+            "Change a pool",
+            {200: json_answer("Changed.", _RESOURCE)},
+            parameters=POOL_PARAMETERS,
+            body=_BODY,
+            errors=_MANY,
+        ),
+        f"DELETE {_POOL}/{{pool}}": Operation(
+            "deleteSessionPool",
+            "Delete a pool with all its sessions",
+            {204: answer("It is gone.")},
+            parameters=POOL_PARAMETERS,
+            errors=(409,),
+        ),
+    },
+    {
+        "SessionPoolResource": object_of(
+            {
+                "id": text(),
+                "name": text(),
+                "type": text(),
+                "location": text(),
+                "tags": {"type": "object", "additionalProperties": text()},
+                "properties": object_of(
+                    {
+                        "containerType": text(),
+                        "poolManagementType": text(),
+                        "nodeCount": {"type": "integer"},
+                        "scaleConfiguration": object_of(
+                            {"maxConcurrentSessions": {"type": "integer"}, "readySessionInstances": {"type": "integer"}}
+                        ),
+                        "dynamicPoolConfiguration": object_of(
+                            {
+                                "lifecycleConfiguration": object_of(
+                                    {"lifecycleType": text(), "cooldownPeriodInSeconds": {"type": "number"}}
+                                )
+                            }
+                        ),
+                        "sessionNetworkConfiguration": object_of({"status": text()}),
+                        "mcpServerSettings": object_of({"isMcpServerEnabled": {"type": "boolean"}}),
+                        "poolManagementEndpoint": text(format="uri"),
+                        "provisioningState": text(),
+                    }
+                ),
+            }
+        ),
+        "SessionPoolChanges": object_of(
+            {"location": text(), "tags": _ANY, "properties": _ANY},
+            optional=("location", "tags", "properties"),
+            description="As `SessionPoolResource`, or a part of one.",
+        ),
+    },
+)

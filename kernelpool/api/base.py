@@ -49,7 +49,8 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 10.0
 """How long a refused body is read and thrown away, so that a client that only writes gets to read the refusal."""
 
-_HTTP_CODES = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed"}
+HTTP_CODES = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed"}
+OTHER_HTTP_CODE = "RequestError"
 
 
 class Works:
@@ -263,7 +264,7 @@ class ApiHandler(RequestHandler):
     def describe_error(self, error: BaseException | None, status: int = 500) -> bytes:
         """Sets status and headers, and returns the body: never a stack, whose place is the log, by traceId."""
         if isinstance(error, HTTPError):
-            code = _HTTP_CODES.get(status, "RequestError")
+            code = HTTP_CODES.get(status, OTHER_HTTP_CODE)
             if status == 405:
                 self.set_header("Allow", ", ".join(self._methods()))
             message, remedy = f"{responses.get(status, 'Error')}: {self.request.method} {self.request.path}", None

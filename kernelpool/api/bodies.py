@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, StringConstraints, ValidationError
 
 from kernelpool.api.json_text import parse_json
 from kernelpool.errors import InvalidRequest
@@ -43,7 +43,14 @@ def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("Input should be a number")
+    return value
+
+
 _Word = BeforeValidator(_lower)
+_Number = BeforeValidator(_no_flag)
 
 
 class _Body(BaseModel):
@@ -55,11 +62,11 @@ class _Body(BaseModel):
     pythoncode: str | None = None
     codeinputtype: Annotated[Literal["inline", "inlinetext", "inlinebase64"], _Word] = "inline"
     executiontype: Annotated[Literal["synchronous", "asynchronous"], _Word] = "synchronous"
-    timeoutinseconds: Annotated[float, Field(allow_inf_nan=False)] | None = None
-    outputstreamsmaxlength: Annotated[int, Field(ge=0)] | None = None
-    useemptykernel: bool | None = None
-    returnjupyterformatexecutionresult: bool | None = None
-    returnjupyterformat: bool | None = None  # what the examples of the specification call it
+    timeoutinseconds: Annotated[float, _Number, Field(allow_inf_nan=False)] | None = None
+    outputstreamsmaxlength: Annotated[int, _Number, Field(ge=0)] | None = None
+    useemptykernel: StrictBool | None = None
+    returnjupyterformatexecutionresult: StrictBool | None = None
+    returnjupyterformat: StrictBool | None = None  # what the examples of the specification call it
     identifier: Annotated[str, StringConstraints(max_length=1024)] | None = None
     shellcommand: Any = None
     execcommandandargs: Any = None

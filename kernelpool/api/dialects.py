@@ -72,14 +72,14 @@ class AnswerOptions:
     """Nothing but strings in `executionResult`; see `quirks`."""
 
 
-_LEGACY_STATUS = {
+LEGACY_STATUS = {
     ExecutionState.QUEUED: "NotStarted",
     ExecutionState.RUNNING: "Running",
     ExecutionState.SUCCEEDED: "Success",
     ExecutionState.FAILED: "Failure",
     ExecutionState.CANCELED: "Failure",
 }
-_MODERN_STATUS = {
+MODERN_STATUS = {
     ExecutionState.QUEUED: "NotStarted",
     ExecutionState.RUNNING: "Running",
     ExecutionState.SUCCEEDED: "Succeeded",
@@ -102,13 +102,13 @@ def execution_answer(
             "id": execution.id,
             "identifier": identifier,
             "executionType": "Asynchronous" if asynchronous else "Synchronous",
-            "status": _MODERN_STATUS[execution.state],
+            "status": MODERN_STATUS[execution.state],
         }
         if execution.state.is_final:
             answer["result"] = _result_fields(execution, options, ("executionResult",))
             answer |= {"error": error} if (error := _error(execution)) else {}
         return answer
-    status = _LEGACY_STATUS[execution.state]
+    status = LEGACY_STATUS[execution.state]
     names = ("result", "executionResult") if shape is Shape.WRAPPED else ("result",)
     fields = {"id": execution.id, "status": status, **_result_fields(execution, options, names)}
     return {"properties": fields} if shape is Shape.WRAPPED else fields

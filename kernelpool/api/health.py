@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kernelpool.api.base import Collaborators, OpenHandler
+from kernelpool.api.openapi.operation import Operation, Surface, json_answer, object_of, text
 
 
 class LiveHandler(OpenHandler):
@@ -36,3 +37,21 @@ def routes(collaborators: Collaborators, is_ready: Callable[[], bool]) -> list[A
         ("/healthz", LiveHandler, {"collaborators": collaborators}),
         ("/readyz", ReadyHandler, {"collaborators": collaborators, "is_ready": is_ready}),
     ]
+
+
+_STATUS = object_of({"status": text()})
+SURFACE = Surface(
+    "Process",
+    "For probes. No token.",
+    {
+        "GET /healthz": Operation(
+            "getHealth", "Whether it lives", {200: json_answer("It does.", _STATUS)}, is_open=True
+        ),
+        "GET /readyz": Operation(
+            "getReadiness",
+            "Whether it takes requests",
+            {200: json_answer("It does.", _STATUS), 503: json_answer("Starting or draining.", _STATUS)},
+            is_open=True,
+        ),
+    },
+)

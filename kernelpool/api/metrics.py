@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, ClassVar
 
 from kernelpool.api.base import ApiHandler, Collaborators, OpenHandler
+from kernelpool.api.openapi.operation import Operation, Surface, answer
 from kernelpool.auth.principal import DEFAULT_TENANT, Role
 from kernelpool.errors import Forbidden
 from kernelpool.telemetry.metrics import CONTENT_TYPE, Metrics
@@ -47,3 +48,10 @@ class PublicMetricsHandler(OpenHandler, MetricsHandler):
 def routes(collaborators: Collaborators, metrics: Metrics, *, public: bool) -> list[Any]:
     handler = PublicMetricsHandler if public else MetricsHandler
     return [("/metrics", handler, {"collaborators": collaborators, "metrics": metrics})]
+
+
+SURFACE = Surface(
+    "Metrics",
+    "For Prometheus.",
+    {"GET /metrics": Operation("getMetrics", "All metrics", {200: answer("Prometheus' text.", {"text/plain": {}})})},
+)

@@ -9,15 +9,32 @@ DELETE /pools/{pool}   with all its sessions
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from kernelpool.api.aca_handler import POOL_PATH
 from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.api.json_text import parse_json
+from kernelpool.api.openapi.operation import (
+    POOL,
+    Json,
+    Operation,
+    Surface,
+    answer,
+    array_of,
+    at_both_bases,
+    json_answer,
+    object_of,
+    ref,
+    text,
+)
 from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest
 from kernelpool.gateway import PoolInfo
 from kernelpool.management import validated
+from kernelpool.pool.settings import PoolSettings
+
+SIZES = ("memory", "workspace", "tmp")
 
 
 class PoolsHandler(ApiHandler):
@@ -88,3 +105,86 @@ def describe(pool: PoolInfo) -> dict[str, Any]:
 def routes(collaborators: Collaborators) -> list[Any]:
     shared = {"collaborators": collaborators}
     return [("(?i)/pools", PoolsHandler, shared), (POOL_PATH, PoolHandler, shared)]
+
+
+_COUNT = {"type": "integer", "minimum": 0}
+_SECONDS = {"type": "number"}
+_SIZE = {"type": ["integer", "string"], "description": "Bytes, or text such as `512Mi`."}
+_EXAMPLE = {"ready": 2, "cooldown": 300}
+
+
+def _settings_schema(*, patch: bool = False) -> Json:
+    """Of `PoolSettings`, without the name; with sizes as text where they are sent; with null for the default in a
+    patch."""
+    schema = PoolSettings.model_json_schema()
+    limits = schema.pop("$defs")["LimitSettings"]
+    properties = {**schema["properties"], "limits": limits}
+    del properties["name"]
+    for holder, names in ((properties, ("max_upload", "output_bytes", "history_bytes")), (limits["properties"], SIZES)):
+        for name in names:
+            holder[name] = {**holder[name], **_SIZE}
+    if patch:
+        limits["properties"] = _or_null(limits["properties"])
+        properties = _or_null(properties)
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _or_null(properties: Mapping[str, Json]) -> Json:
+    return {name: {"anyOf": [schema, {"type": "null"}]} for name, schema in properties.items()}
+
+
+def _body(schema: str) -> Json:
+    return {"required": True, "content": {"application/json": {"schema": ref(schema), "example": _EXAMPLE}}}
+
+
+SURFACE = Surface(
+    "Pools",
+    "Their numbers now, and their settings. Without `api-version`.",
+    at_both_bases(
+        {
+            "GET /pools": Operation(
+                "listPools", "All pools", {200: json_answer("All.", object_of({"value": array_of(ref("Pool"))}))}
+            ),
+            f"GET {POOL}": Operation("getPool", "A pool", {200: json_answer("The pool.", ref("Pool"))}),
+            f"PUT {POOL}": Operation(
+                "putPool",
+                "Make a pool, or give it exactly these settings",
+                {200: json_answer("Changed.", ref("Pool")), 201: json_answer("Made.", ref("Pool"))},
+                body=_body("PoolSettings"),
+                errors=(409,),
+            ),
+            f"PATCH {POOL}": Operation(
+                "patchPool",
+                "Change some settings of a pool",
+                {200: json_answer("Changed.", ref("Pool"))},
+                description="A JSON merge patch (RFC 7396): null is the default.",
+                body=_body("PoolChanges"),
+                errors=(409,),
+            ),
+            f"DELETE {POOL}": Operation(
+                "deletePool", "Delete a pool with all its sessions", {204: answer("It is gone.")}, errors=(409,)
+            ),
+        }
+    ),
+    {
+        "Pool": object_of(
+            {
+                "name": text(),
+                "runtime": text("What runs in its sandboxes."),
+                "language": text(),
+                "ready": _COUNT | {"description": "Sandboxes that wait for the next sessions."},
+                "outdated": _COUNT | {"description": "Of those, the ones made from settings that it has no more."},
+                "starting": _COUNT,
+                "waiting": _COUNT | {"description": "Callers who wait for a sandbox."},
+                "sessions": _COUNT,
+                "maxSessions": _COUNT,
+                "defaultTimeoutInSeconds": _SECONDS,
+                "maxTimeoutInSeconds": _SECONDS,
+                "maxUploadInBytes": _COUNT,
+                "settings": ref("PoolSettings"),
+            }
+        ),
+        "PoolSettings": _settings_schema(),
+        "PoolChanges": _settings_schema(patch=True),
+    },
+)

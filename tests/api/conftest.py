@@ -25,6 +25,7 @@ from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.telemetry import SILENT, Telemetry
 from kernelpool.telemetry.metrics import Metrics
+from tests.contract_of_api import contract
 from tests.fakes import METADATA, RUNTIME, FakeBackend, FakeKernel, FakeProcess
 
 TOKEN = "a-token-for-tests-only"
@@ -155,10 +156,31 @@ async def api_of(
         serving.add_sockets([listener])
         stack.push_async_callback(serving.close_all_connections)
         stack.callback(serving.stop)
-        http = await stack.enter_async_context(aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)))
+        faults: list[str] = []
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30), trace_configs=[_checking(faults)])
+        )
         api = Api(listener.getsockname()[1], http, collaborators, backend)
         api.server = serving
         yield api
+        assert faults == []
+
+
+def _checking(faults: list[str]) -> aiohttp.TraceConfig:
+    """Whatever a test asks for, the answer is one that the OpenAPI document describes."""
+
+    async def check(_: object, __: object, end: aiohttp.TraceRequestEndParams) -> None:
+        operation = contract().find(end.method, end.url.raw_path)
+        if operation is None:
+            return
+        response = end.response
+        is_json = response.content_type.endswith("json") and "Content-Disposition" not in response.headers
+        body = await response.read() if is_json else None
+        faults.extend(contract().faults(operation, response.status, response.headers, body))
+
+    config = aiohttp.TraceConfig()
+    config.on_request_end.append(check)
+    return config
 
 
 @pytest.fixture

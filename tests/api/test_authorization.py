@@ -29,7 +29,7 @@ from tests.api.conftest import TOKEN, VERSION, Api, api_of, multipart
 
 V, E, A = Role.VIEWER, Role.EXECUTOR, Role.ADMIN
 
-OPEN = {"/healthz", "/readyz"}
+OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/(?P<file>docs.js|swagger-ui-bundle.js|swagger-ui.css)"}
 """For everybody."""
 
 ROUTES: dict[str, dict[str, Role]] = {

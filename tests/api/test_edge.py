@@ -241,7 +241,10 @@ async def test_what_is_no_json_is_400(api: Api, body: bytes) -> None:
         ({"code": "1", "timeoutInSeconds": "soon"}, "timeoutInSeconds"),
         ({"code": "1", "timeoutInSeconds": "nan"}, "timeoutInSeconds"),
         ({"code": "1", "timeoutInSeconds": []}, "timeoutInSeconds"),
+        ({"code": "1", "timeoutInSeconds": True}, "timeoutInSeconds"),
         ({"code": "1", "outputStreamsMaxLength": -1}, "outputStreamsMaxLength"),
+        ({"code": "1", "useEmptyKernel": 0}, "useEmptyKernel"),
+        ({"code": "1", "returnJupyterFormatExecutionResult": "yes"}, "returnJupyterFormatExecutionResult"),
         ({"shellCommand": "ls"}, "code"),
     ],
 )

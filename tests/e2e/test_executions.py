@@ -323,3 +323,12 @@ def test_a_thread_that_prints_after_its_call_leaks_into_no_other(session: Sessio
 
     assert second["result"]["stdout"] == "second\n"
     until(lambda: session.poll("starter")["result"]["stdout"] == "late\n")
+
+
+@pytest.mark.parametrize("id", ["%C3%A4", "..%2Fstatus", "a%2Fcancel", "a%3Fb", "a%20b"])
+def test_an_id_that_no_execution_can_have_reaches_no_agent(session: Session, id: str) -> None:
+    session.run("1")
+
+    for method in ("GET", "DELETE"):
+        answer = session.request(method, f"/executions/{id}")
+        assert (answer.status_code, answer.headers["x-ms-error-code"]) == (404, "ExecutionNotFound")

@@ -1,0 +1,8 @@
+// Shows the gateway's own description, and calls nothing but this gateway.
+SwaggerUIBundle({
+  url: "openapi.json",
+  dom_id: "#swagger-ui",
+  deepLinking: true,
+  defaultModelsExpandDepth: 0,
+  validatorUrl: null, // by default a server of Swagger's would be asked
+});

@@ -1,0 +1,114 @@
+"""The OpenAPI document against a real gateway: its examples work as they stand, and its page shows it in a browser."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.contract_of_api import Contract
+from tests.e2e.gateways import TOKEN, Gateway
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+ORDER = ("PUT", "POST", "GET", "HEAD", "DELETE")
+"""What makes something first, what ends it last."""
+FILE = b"a file of the examples"
+
+
+@pytest.fixture(scope="module")
+def document(gateway: Gateway) -> dict[str, Any]:
+    answer: dict[str, Any] = requests.get(f"http://127.0.0.1:{gateway.port}/openapi.json", timeout=30).json()
+    return answer
+
+
+@pytest.fixture
+def example(gateway: Gateway) -> Iterator[None]:
+    """The session that all examples name, ended with the test."""
+    yield
+    gateway.session("example-session").delete()
+
+
+def test_every_example_works(gateway: Gateway, document: dict[str, Any], example: None) -> None:
+    contract = Contract(document)
+    names = sorted(contract.operations(), key=lambda name: (_is_end(name), ORDER.index(name.split()[0])))
+    faults: list[str] = []
+
+    for name in names:
+        response = requests.request(**_request(contract, name, gateway), timeout=120)
+        gateway.seen.add(response.headers.get("x-ms-session-guid", ""))
+        body = None if name.startswith("HEAD") else response.content
+        faults += contract.faults(name, response.status_code, response.headers, body)
+        # What an earlier example has ended or deleted is not there any more, as documented.
+        if not (response.ok or (response.status_code == 404 and _is_end(name))):
+            faults.append(f"{name}: {response.status_code} {response.text[:200]}")
+
+    assert faults == []
+    assert len(names) > 60
+
+
+def _is_end(name: str) -> bool:
+    return name.startswith("DELETE") or name.endswith("stopSession")
+
+
+def _request(contract: Contract, name: str, gateway: Gateway) -> dict[str, Any]:
+    """As somebody would write it who copies the examples: what is required, and what has one."""
+    operation = contract.operations()[name]
+    method, path = name.split()
+    item = contract.document["paths"][path]
+    parameters = [contract.resolved(each) for each in (*item.get("parameters", []), *operation.get("parameters", []))]
+    values: dict[str, dict[str, str]] = {"path": {}, "query": {}, "header": {}}
+    for each in parameters:
+        if "example" in each:
+            values[each["in"]][each["name"]] = each["example"]
+    request: dict[str, Any] = {
+        "method": method,
+        "url": f"http://127.0.0.1:{gateway.port}{path.format(**values['path'])}",
+        "params": values["query"],
+        "headers": {"Authorization": f"Bearer {TOKEN}", **values["header"]},
+    }
+    for kind, media in operation.get("requestBody", {}).get("content", {}).items():
+        if kind == "application/json":
+            request["json"] = media["example"]
+        elif kind == "multipart/form-data":
+            # Also the file that the routes with a fixed name are about.
+            request["files"] = [("file", (file, FILE)) for file in ("notes.txt", "upload")]
+        else:
+            request["data"] = FILE
+    return request
+
+
+@pytest.mark.skipif(BROWSER is None, reason="!!! there is no Chromium (apt-get install chromium)")
+@pytest.mark.slow
+def test_the_page_shows_every_operation_in_a_browser(
+    gateway: Gateway, document: dict[str, Any], tmp_path: Path
+) -> None:
+    assert BROWSER is not None
+    # No name resolves to anything: what is not served by the gateway cannot be loaded.
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={tmp_path}",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+        "--virtual-time-budget=20000",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
+
+    page = subprocess.run(
+        [BROWSER, *options, f"http://127.0.0.1:{gateway.port}/docs"], capture_output=True, text=True, timeout=100
+    )
+
+    for item in document["paths"].values():
+        for operation in item.values():
+            if isinstance(operation, dict):
+                assert f'-{operation["operationId"]}"' in page.stdout, page.stderr[-2000:]
+    assert "Authorize" in page.stdout
+    assert "Content Security Policy" not in page.stderr
+    assert "CONSOLE" not in page.stderr, page.stderr[-2000:]
