@@ -31,6 +31,8 @@ FILE_NAME = "kernelpool.toml"
 PREFIX = "KERNELPOOL_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 """Names the file, as --config does."""
+NO_SETTINGS = {CONFIG_VARIABLE, PREFIX + "URL", PREFIX + "PROFILE"}
+"""Variables for the command line: the last two name a gateway to talk to. KERNELPOOL_TOKEN is for both sides."""
 
 
 def default_state_dir(environment: Mapping[str, str] = os.environ) -> Path:
@@ -155,7 +157,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """`KERNELPOOL_A__B=c` → `{"a": {"b": "c"}}`; an empty one counts as not set. Types are pydantic's business."""
     values: dict[str, Any] = {}
     for name, value in sorted(environment.items()):
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or not value or _is_service_link(name, value):
+        if not name.startswith(PREFIX) or name in NO_SETTINGS or not value or _is_service_link(name, value):
             continue
         *parents, last = name.removeprefix(PREFIX).lower().split("__")
         table = values

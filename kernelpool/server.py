@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -74,8 +74,15 @@ class Stop:
             loop.add_signal_handler(number, self)
 
 
-async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = connect) -> None:
-    """Runs a gateway until `stop` says so. Raises `KernelpoolError` when it cannot start, saying what to do."""
+async def serve(
+    settings: Settings,
+    say: Say,
+    stop: Stop,
+    connect: Connect = connect,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """Runs a gateway until `stop` says so. Raises `KernelpoolError` when it cannot start, saying what to do. `announce`
+    gets its URL when it serves, in the place of the lines that greet an operator."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
         # Before anything slow: a port that is taken is told at once.
@@ -114,7 +121,11 @@ async def serve(settings: Settings, say: Say, stop: Stop, connect: Connect = con
         server = _server(settings, application, collaborators, certificates)
         server.add_socket(listener)
         stop.listen()
-        _greet(settings, listener.getsockname()[1], token, say)
+        port = listener.getsockname()[1]
+        if announce is None:
+            _greet(settings, port, token, say)
+        else:
+            announce(f"http://{settings.host}:{port}")
         await stop.wanted.wait()
         say("Stopping: waiting for what is being answered. Press Ctrl-C again not to.")
         await _drain(settings, gateway, collaborators, server, stop)

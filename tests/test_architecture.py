@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "kernelpool"
 ROOMS = [
     "errors",
     "models",
+    "client",
     "runtimes",
     "tasks",
     "telemetry",
@@ -51,6 +52,8 @@ RESERVED = {
     "jwt": {"auth"},
     "subprocess": {"agent", "backends"},
     "click": {"cli"},
+    "rich": {"cli"},
+    "httpx": {"client"},
     "jupyter_client": set[str](),
     "ipykernel": set[str](),
     "opentelemetry": {"telemetry"},

@@ -1,4 +1,4 @@
-"""The root command, and what runs on the machine of the gateway: serve, doctor, cleanup."""
+"""The root command, its groups, and what runs on the machine of the gateway: serve, doctor, cleanup."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from kernelpool import __version__, server
+from kernelpool.cli import execute, files, pools, profile, sessions
 from kernelpool.cli.keys import keys
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
 from kernelpool.errors import KernelpoolError
@@ -108,3 +109,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise SystemExit(128 + signal.SIGINT) from None
     except asyncio.CancelledError:
         raise SystemExit(128 + signal.SIGTERM) from None
+
+
+for command in (execute.run, execute.exec_, files.files, pools.pools, profile.profile, sessions.sessions):
+    main.add_command(command)

@@ -97,6 +97,12 @@ def test_the_environment_makes_tables() -> None:
     assert from_environment(environment) == {"a": {"b": "1"}, "c": "2"}
 
 
+def test_what_names_a_gateway_for_the_command_line_is_no_setting() -> None:
+    assert from_environment({"KERNELPOOL_URL": "http://x", "KERNELPOOL_PROFILE": "a", "KERNELPOOL_TOKEN": "t"}) == {
+        "token": "t"
+    }
+
+
 def test_contradictions_in_the_environment_are_said() -> None:
     with pytest.raises(InvalidRequest, match="KERNELPOOL_A__B"):
         from_environment({"KERNELPOOL_A": "1", "KERNELPOOL_A__B": "2"})

@@ -1,0 +1,296 @@
+"""The blocking face: `Client`, and what it leads to. `aio.py` is the same on an event loop; a test holds them equal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import closing, suppress
+from pathlib import Path
+from ssl import SSLContext
+from types import TracebackType
+from typing import Any, Self
+
+from kernelpool.client import calls
+from kernelpool.client.calls import PoolCalls, SessionCalls
+from kernelpool.client.connection import MAX_ANSWER, RETRIES, TIMEOUT, Connection, Token
+from kernelpool.client.errors import ClientError, InvalidRequest, SessionNotFound, UnexpectedAnswer
+from kernelpool.client.policy import Retries, poll_pause
+from kernelpool.client.profiles import load_profile
+from kernelpool.client.resources import Metadata, PoolInfo, SessionInfo
+from kernelpool.client.results import Done, Event, Result
+from kernelpool.client.streams import Download, Watch
+from kernelpool.client.transfers import Destination, Readable, Writable, source_of
+from kernelpool.client.transport import Transport
+from kernelpool.models import FileInfo
+
+
+class Client:
+    """A gateway, by its URL. Connections are kept, and shared by threads; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        token: Token,
+        *,
+        timeout: float = TIMEOUT,
+        retries: Retries = RETRIES,
+        verify: bool | SSLContext = True,
+        max_answer: int = MAX_ANSWER,
+    ) -> None:
+        """`token` may be a function, which is asked for each request. `timeout`: seconds that the gateway may be
+        silent, which is no limit on how long code runs. `max_answer`: bytes kept in memory. Raises `InvalidRequest`."""
+        self._connection = Connection(url, token, timeout, retries, verify, max_answer)
+        self._transport = Transport(self._connection)
+
+    @classmethod
+    def from_profile(cls, name: str = "default", *, file: Path | None = None, **options: Any) -> Self:
+        """With URL and token as `kernelpool profile add` has written them. Raises `InvalidRequest`."""
+        profile = load_profile(name, file)
+        return cls(profile.url, profile.token, **options)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._connection.url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._transport.close()
+
+    def pools(self) -> list[PoolInfo]:
+        return self._transport.send(calls.list_pools())
+
+    def pool(self, name: str) -> Pool:
+        """Asks nothing: whether there is such a pool shows when it is used."""
+        return Pool(self._transport, name)
+
+    def create_pool(self, name: str, settings: Mapping[str, Any] | None = None) -> PoolInfo:
+        """`settings` by the names of docs/settings.md; what is not said has its default. A pool of that name that is
+        there already gets these settings."""
+        return self._transport.send(PoolCalls(name).create(settings or {}))
+
+    def update_pool(self, name: str, settings: Mapping[str, Any]) -> PoolInfo:
+        """What is not said stays as it is."""
+        return self._transport.send(PoolCalls(name).update(settings))
+
+    def delete_pool(self, name: str) -> None:
+        """With all its sessions."""
+        self._transport.send(PoolCalls(name).delete())
+
+    def sessions(self, pool: str) -> list[SessionInfo]:
+        """All that are alive, the oldest first."""
+        return self.pool(pool).sessions()
+
+    def metadata(self, pool: str) -> Metadata:
+        return self.pool(pool).metadata()
+
+
+class Pool:
+    def __init__(self, transport: Transport, name: str) -> None:
+        self._transport = transport
+        self._calls = PoolCalls(name)
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}>"
+
+    def info(self) -> PoolInfo:
+        return self._transport.send(self._calls.show())
+
+    def metadata(self) -> Metadata:
+        """Interpreter, kernel and packages."""
+        return self._transport.send(self._calls.metadata())
+
+    def sessions(self) -> list[SessionInfo]:
+        """All that are alive, the oldest first."""
+        found: list[SessionInfo] = []
+        more = True
+        while more:
+            page, more = self._transport.send(self._calls.sessions(skip=len(found)))
+            found += page
+            more = more and bool(page)
+        return found
+
+    def session(self, identifier: str | None = None, *, stop_at_exit: bool | None = None) -> Session:
+        """Asks nothing: the first code, upload or listing makes the session if need be. As a context manager it is
+        stopped at the end, unless it was given an identifier by which somebody may come back; `stop_at_exit`
+        decides otherwise."""
+        stops = identifier is None if stop_at_exit is None else stop_at_exit
+        return Session(self._transport, self.name, identifier or calls.new_identifier(), stop_at_exit=stops)
+
+
+class Session:
+    """A stateful interpreter with files of its own, by its identifier."""
+
+    def __init__(self, transport: Transport, pool: str, identifier: str, *, stop_at_exit: bool) -> None:
+        self._transport = transport
+        self._calls = SessionCalls(pool, identifier)
+        self._stop_at_exit = stop_at_exit
+        self.identifier = identifier
+        self.files = Files(transport, self._calls)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.identifier!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._stop_at_exit:
+            return
+        if error is None:
+            self.stop()
+        else:  # what went wrong before is what the caller should hear of
+            with suppress(ClientError):
+                self.stop()
+
+    def run(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Result:
+        """Runs it and waits for its end. `timeout`: seconds that the code may run, within the pool's limit. A broken
+        connection is taken up again, and the code never runs twice. Ctrl-C cancels the code."""
+        id = id or calls.new_id()
+        try:
+            return _last(self.stream(code, timeout=timeout, id=id))
+        except KeyboardInterrupt:
+            with suppress(ClientError):
+                self.execution(id).cancel()
+            raise
+
+    def submit(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Execution:
+        """Queues it and returns at once; it runs on whoever leaves. The same `id` never runs twice in a session."""
+        id = id or calls.new_id()
+        self._transport.send(self._calls.submit(code, timeout, id))
+        return self.execution(id)
+
+    def stream(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Generator[Event, None, None]:
+        """Runs it and yields what happens, when it happens, over broken connections too; the last is `Done`. It is
+        submitted when the first event is asked for, and runs on when nobody asks any more."""
+        id = id or calls.new_id()
+        submit = self._calls.submit(code, timeout, id, streamed=True)
+        return self._transport.follow(
+            Watch(submit, lambda: self._calls.execution(id, streamed=True), self._transport.connection.max_answer)
+        )
+
+    def execution(self, id: str) -> Execution:
+        """One that was submitted before. Asks nothing."""
+        return Execution(self._transport, self._calls, id)
+
+    def info(self) -> SessionInfo:
+        """Raises `SessionNotFound` when there is none yet, or none any more."""
+        return self._transport.send(self._calls.info())
+
+    def stop(self) -> None:
+        """Ends it, with all that runs in it. One that is gone already is no error."""
+        with suppress(SessionNotFound):
+            self._transport.send(self._calls.stop())
+
+
+class Execution:
+    """One piece of code on its way, by its id."""
+
+    def __init__(self, transport: Transport, session: SessionCalls, id: str) -> None:
+        self._transport = transport
+        self._calls = session
+        self.id = id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id!r}>"
+
+    def poll(self) -> Result:
+        """As it is now. Raises `ExecutionNotFound`."""
+        return self._transport.send(self._calls.execution(self.id))
+
+    def wait(self, timeout: float | None = None) -> Result:
+        """Until it has ended. Raises `TimeoutError` after so many seconds; it runs on then."""
+        began = time.monotonic()
+        while not (result := self.poll()).is_final:
+            elapsed = time.monotonic() - began
+            if timeout is not None and elapsed >= timeout:
+                raise TimeoutError(f"execution {self.id} has not ended within {timeout:g} s")
+            time.sleep(poll_pause(elapsed, timeout))
+        return result
+
+    def cancel(self) -> Result:
+        """Interrupts it, or takes it out of the queue, and waits for its end."""
+        return self._transport.send(self._calls.cancel(self.id))
+
+    def events(self, after: int = -1) -> Generator[Event, None, None]:
+        """What has happened since the event with the id `after`, and what happens; the last is `Done`."""
+        return self._transport.follow(
+            Watch(
+                None,
+                lambda: self._calls.execution(self.id, streamed=True),
+                self._transport.connection.max_answer,
+                after,
+            )
+        )
+
+
+class Files:
+    """The files of a session, by names relative to its workspace, `/mnt/data`."""
+
+    def __init__(self, transport: Transport, session: SessionCalls) -> None:
+        self._transport = transport
+        self._calls = session
+
+    def list(self, path: str = "", *, recursive: bool = False) -> list[FileInfo]:
+        return self._transport.send(self._calls.list_files(path, recursive=recursive))
+
+    def info(self, name: str) -> FileInfo:
+        """Raises `FileNotFound`."""
+        return self._transport.send(self._calls.file_info(name))
+
+    def upload(self, source: Readable, name: str | None = None) -> FileInfo:
+        """From bytes, a path, or an open file, in constant memory. Without a name it keeps that of the file. It
+        appears whole or not at all, in the place of what had that name."""
+        opened = source_of(source)
+        name = name or opened.name
+        if name is None:
+            raise InvalidRequest("what is uploaded needs a name")
+        return self._transport.send(self._calls.write_file(name), opened)
+
+    def download(self, name: str, to: Writable, *, start: int | None = None, stop: int | None = None) -> int:
+        """To a path, where it appears whole or not at all, or to an open file, in constant memory; returns the number
+        of bytes. `start` and `stop` are as in a slice."""
+        destination, size, complete = Destination(to), 0, False
+        destination.open()
+        try:
+            with closing(self._bytes(name, start, stop)) as pieces:
+                for piece in pieces:
+                    size += len(piece)
+                    destination.write(piece)
+            complete = True
+        finally:
+            destination.close(complete=complete)
+        return size
+
+    def read(self, name: str, *, start: int | None = None, stop: int | None = None) -> bytes:
+        """Into memory; more than the client's `max_answer` raises `UnexpectedAnswer`."""
+        content, limit = bytearray(), self._transport.connection.max_answer
+        with closing(self._bytes(name, start, stop)) as pieces:
+            for piece in pieces:
+                content += piece
+                if len(content) > limit:
+                    raise UnexpectedAnswer(f"{name} is larger than {limit} bytes", remedy="Download it to a file.")
+        return bytes(content)
+
+    def delete(self, name: str) -> None:
+        """A file, or a directory with all that is in it. Raises `FileNotFound`."""
+        self._transport.send(self._calls.delete_file(name))
+
+    def _bytes(self, name: str, start: int | None, stop: int | None) -> Generator[bytes, None, None]:
+        return self._transport.follow(Download(self._calls.read_file(name, start, stop)))
+
+
+def _last(events: Generator[Event, None, None]) -> Result:
+    with closing(events):
+        for event in events:
+            if isinstance(event, Done):
+                result = event.result
+    return result
