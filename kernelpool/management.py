@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from kernelpool.errors import Conflict, InvalidRequest, PoolNotFound, QuotaExceeded
+from kernelpool.auth.principal import Principal
+from kernelpool.errors import Conflict, InvalidRequest, KernelpoolError, PoolNotFound, QuotaExceeded
 from kernelpool.gateway import Gateway, PoolInfo, PoolSource
 from kernelpool.pool.settings import PoolSettings, fingerprint
 from kernelpool.pool.store import PoolStore
 from kernelpool.tasks import Tasks
+from kernelpool.telemetry.audit import Action, Audit, Entry, Unaudited
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -31,7 +34,13 @@ class Management:
     """An async context manager. A change that has begun is finished, whoever leaves; one pool, one change at a time."""
 
     def __init__(
-        self, gateway: Gateway, make: Make, store: PoolStore, declared: Collection[str], max_pools: int = 64
+        self,
+        gateway: Gateway,
+        make: Make,
+        store: PoolStore,
+        declared: Collection[str],
+        max_pools: int = 64,
+        audit: Audit | None = None,
     ) -> None:
         """`declared`: names of the pools of the settings file."""
         self._gateway = gateway
@@ -39,6 +48,7 @@ class Management:
         self._store = store
         self._declared = frozenset(declared)
         self._max_pools = max_pools
+        self._audit = audit or Unaudited()
         self._changing: set[str] = set()
         self._tasks = Tasks("management")
 
@@ -50,33 +60,47 @@ class Management:
     ) -> None:
         await self._tasks.aclose(grace=CLOSE_SECONDS)
 
-    async def put(self, pool: PoolSettings) -> tuple[PoolInfo, bool]:
+    async def put(self, who: Principal, pool: PoolSettings) -> tuple[PoolInfo, bool]:
         """Makes it, or gives it exactly these settings; says whether it is new. Raises `InvalidRequest`, `Conflict`
         while it is being changed, `StartFailed` when its sandboxes would not isolate."""
-        return await self._finish(pool.name, self._put(pool))
+        return await self._finish(who, pool.name, self._put(pool))
 
-    async def patch(self, name: str, changes: Mapping[str, Any]) -> PoolInfo:
+    async def patch(self, who: Principal, name: str, changes: Mapping[str, Any]) -> PoolInfo:
         """Merges changes into its settings as RFC 7396 does: null is the default. Raises as `put`, and
         `PoolNotFound`."""
         pool = merged(self._gateway.source_of(name).settings, changes)
-        info, _ = await self._finish(name, self._put(pool))
+        info, _ = await self._finish(who, name, self._put(pool))
         return info
 
-    async def delete(self, name: str) -> None:
+    async def delete(self, who: Principal, name: str) -> None:
         """With every session in it. Raises `PoolNotFound`, `Conflict` for one of the settings file."""
         self._gateway.source_of(name)
         if name in self._declared:
             raise Conflict(f"Pool '{name}' is declared in the gateway's settings; delete it there, and restart.")
-        await self._finish(name, self._delete(name))
+        await self._finish(who, name, self._delete(name))
 
-    async def _finish(self, name: str, work: Coroutine[Any, Any, R]) -> R:
+    async def _finish(self, who: Principal, name: str, work: Coroutine[Any, Any, R]) -> R:
         if name in self._changing:
             work.close()
             raise Conflict(f"Pool '{name}' is being changed; try again when that is done.")
         self._changing.add(name)
-        task = self._tasks.spawn(work, f"change {name}")
-        task.add_done_callback(lambda _: self._changing.discard(name))
+        task = self._tasks.spawn(self._audited(who, name, work), f"change {name}")
         return await asyncio.shield(task)
+
+    async def _audited(self, who: Principal, name: str, work: Coroutine[Any, Any, R]) -> R:
+        began, outcome = time.monotonic(), KernelpoolError.code
+        try:
+            result = await work
+            outcome = "succeeded"
+        except KernelpoolError as error:
+            outcome = error.code
+            raise
+        else:
+            return result
+        finally:
+            self._changing.discard(name)
+            seconds = time.monotonic() - began
+            self._audit.record(Entry(Action.POOL_CHANGE, outcome, who.tenant, who.name, name, seconds=seconds))
 
     async def _put(self, pool: PoolSettings) -> tuple[PoolInfo, bool]:
         try:

@@ -101,7 +101,7 @@ async def serve(
             Gateway(made, connect, journal, Quotas(settings.tenants), telemetry=telemetry)
         )
         management = await stack.enter_async_context(
-            Management(gateway, sources.make, store, settings.pools, settings.max_pools)
+            Management(gateway, sources.make, store, settings.pools, settings.max_pools, telemetry.audit)
         )
         keys = await stack.enter_async_context(KeyRing(settings.state_dir))
         issuers = await stack.enter_async_context(Issuers(settings.oidc))

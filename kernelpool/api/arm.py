@@ -68,15 +68,15 @@ class ArmPoolHandler(ApiHandler):
         values = settings_of(_object(parse_json(bytes(self.body)), "body"))
         if "runtime" not in values:
             raise InvalidRequest("properties.containerType: is missing; say PythonLTS, NodeLTS or Shell")
-        info, is_new = await self.collaborators.management.put(validated({**values, "name": name}))
+        info, is_new = await self.collaborators.management.put(self.principal, validated({**values, "name": name}))
         self._answer(info, 201 if is_new else 200)
 
     async def _patch(self, name: str) -> None:
         changes = settings_of(_object(parse_json(bytes(self.body)), "body"))
-        self._answer(await self.collaborators.management.patch(name, changes))
+        self._answer(await self.collaborators.management.patch(self.principal, name, changes))
 
     async def _delete(self, name: str) -> None:
-        await self.collaborators.management.delete(name)
+        await self.collaborators.management.delete(self.principal, name)
         self.answer_nothing()
 
     def _answer(self, pool: PoolInfo, status: int = 200) -> None:

@@ -61,15 +61,15 @@ class PoolHandler(ApiHandler):
 
     async def _put(self, name: str) -> None:
         settings = validated({**settings_in(bytes(self.body), name), "name": name})
-        info, is_new = await self.collaborators.management.put(settings)
+        info, is_new = await self.collaborators.management.put(self.principal, settings)
         self.answer(describe(info), 201 if is_new else 200)
 
     async def _patch(self, name: str) -> None:
         changes = settings_in(bytes(self.body), name)
-        self.answer(describe(await self.collaborators.management.patch(name, changes)))
+        self.answer(describe(await self.collaborators.management.patch(self.principal, name, changes)))
 
     async def _delete(self, name: str) -> None:
-        await self.collaborators.management.delete(name)
+        await self.collaborators.management.delete(self.principal, name)
         self.answer_nothing()
 
 

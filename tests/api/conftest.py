@@ -140,7 +140,7 @@ async def api_of(
             return PoolSource(settings, RUNTIME, backend, METADATA)
 
         management = await stack.enter_async_context(
-            Management(gateway, make, PoolStore(folder), ["python"], max_pools=3)
+            Management(gateway, make, PoolStore(folder), ["python"], max_pools=3, audit=telemetry.audit)
         )
         collaborators = Collaborators(
             gateway,

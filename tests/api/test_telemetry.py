@@ -270,6 +270,17 @@ async def test_whoever_is_not_let_in_is_audited(watched: Api, kept: Kept) -> Non
     assert kept.said == [("denied", "Unauthorized", 0)]
 
 
+async def test_changes_of_pools_are_audited(watched: Api, kept: Kept) -> None:
+    for method, path, status in (("PUT", "second", 201), ("DELETE", "second", 204)):
+        url, headers = f"http://127.0.0.1:{watched.port}/pools/{path}", {"Authorization": f"Bearer {TOKEN}"}
+        body = {"backend": "fake", "ready": 0} if method == "PUT" else None
+        async with watched.http.request(method, url, json=body, headers=headers) as response:
+            assert response.status == status
+
+    entries = [(entry.action, entry.outcome, entry.principal, entry.pool) for entry in kept.entries]
+    assert entries == [("pool_change", "succeeded", "token", "second")] * 2
+
+
 async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept) -> None:
     await watched.run("1")
     body = b'{"code": "import time; time.sleep(9)"}'
