@@ -171,6 +171,20 @@ def test_pools_are_listed_and_shown(kernelpool: Shell) -> None:
     assert b"Abort" in kernelpool("pools", "delete", "python", code=1)  # nobody said yes
 
 
+def test_a_pool_is_made_changed_and_deleted(kernelpool: Shell) -> None:
+    made = kernelpool.json("pools", "create", "made", "ready=0", "limits.memory=512Mi", "tags.team=a")
+    assert (made["settings"]["limits"]["memory"], made["settings"]["tags"]) == (512 << 20, {"team": "a"})
+    try:
+        assert kernelpool.json("pools", "update", "made", "cooldown=20")["settings"]["cooldown"] == 20
+        assert kernelpool("exec", "--pool", "made", "-s", "demo", "print(1)") == b"1\n"
+        assert b"max_sessions" in kernelpool("pools", "update", "made", "ready=99", code=1)
+    finally:
+        kernelpool("pools", "delete", "made", "--yes")
+
+    assert b"made" in kernelpool("pools", "show", "made", code=1)
+    assert b"settings" in kernelpool("pools", "delete", "python", "--yes", code=1)
+
+
 def test_errors_are_one_line_with_what_to_do_or_one_of_json(kernelpool: Shell) -> None:
     told = kernelpool("files", "get", "-s", "none-such-session", "x", "-", code=1)
     assert told.startswith(b"Error: There is no session")
