@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
+from benchmarks.crowd import slow_crowd
 from benchmarks.kernels import OURS, STOCK, running_kernel
 from benchmarks.memory import Peak, cpu_seconds, processes_named, pss
 from benchmarks.peers import running_kernel_gateway
@@ -25,6 +26,8 @@ STATE = Path(f"/var/tmp/kernelpool-bench-{os.getuid()}")
 READY = 3
 ROUNDS = 10
 CALLS = 20
+CROWD = 1000
+CROWD_CALLS = 250
 MB = 1 << 20
 
 
@@ -40,6 +43,7 @@ def main() -> None:
         latency(gateway, options.state)
         throughput(gateway)
         memory(gateway)
+        crowd(gateway)
         files(gateway, int(options.gigabytes * (1 << 30)))
 
 
@@ -167,6 +171,27 @@ def memory(gateway: Gateway) -> None:
     sandboxes = gateway.sandbox_pids()
     each = statistics.median(pss(pids) for pids in sandboxes)
     print(f"PSS of an idle session, data stack loaded (median of {len(sandboxes)}): {each / MB:.0f} MB\n")
+
+
+# --- row (i) -----------------------------------------------------------------------------------------------------
+
+
+def crowd(gateway: Gateway) -> None:
+    """Turn by turn, so that what else the machine does hits both."""
+    client, identifier = gateway.client(), new_identifier()
+    client.execute(identifier, "state = 0")
+    alone = Row("alone", lambda n: client.execute(identifier, f"{n} + 1"))
+    beside = Row(f"beside {CROWD} slow connections", lambda n: client.execute(identifier, f"{n} + 1"))
+    for _ in range(4):
+        for number in range(CROWD_CALLS):
+            alone.measure(number)
+        with slow_crowd(gateway.port, CROWD):
+            for number in range(CROWD_CALLS):
+                beside.measure(number)
+    print("| a warm session | p50 ms | p99 ms |\n|---|---|---|")
+    for row in (alone, beside):
+        print(f"| {row.name} | {row.p50:.1f} | {row.p99:.1f} |")
+    print(f"\np99 beside the crowd / alone: {beside.p99 / alone.p99:.2f}\n")
 
 
 # --- row (h) -----------------------------------------------------------------------------------------------------
