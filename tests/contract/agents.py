@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -55,6 +56,15 @@ async def real_agent(**settings: object) -> AsyncIterator[HttpAgent]:
                 process.terminate()
             async with asyncio.timeout(20):
                 await process.wait()
+            await asyncio.to_thread(_kill_kernels, folder)
+
+
+def _kill_kernels(folder: str) -> None:
+    """In a sandbox they go with its process 1; here they outlive an agent that was killed."""
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # it has ended meanwhile
+            if folder.encode() in file.read_bytes():
+                os.kill(int(file.parent.name), signal.SIGKILL)
 
 
 @asynccontextmanager
