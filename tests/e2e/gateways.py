@@ -18,7 +18,7 @@ from typing import Any
 import requests
 
 TOKEN = "a-token-for-tests-only"
-STATE = Path(os.environ.get("KERNELPOOL_TEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
+STATE = Path(os.environ.get("KPTEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
 """Kept between runs: building the runtime's tree takes a minute."""
 VERSION = "2025-10-02-preview"
 SECONDS = 60.0

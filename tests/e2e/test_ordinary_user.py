@@ -38,7 +38,7 @@ def test_the_stories_hold_for_an_ordinary_user() -> None:
     environment = {
         "PATH": "/usr/bin:/bin",
         "HOME": str(home),
-        "KERNELPOOL_TEST_STATE": str(home / "state"),
+        "KPTEST_STATE": str(home / "state"),
         "PYTHONPATH": os.pathsep.join([str(root), *(path for path in sys.path if "site-packages" in path)]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }
