@@ -133,13 +133,14 @@ class Gateway:
     async def aclose(self, *, discard: bool = False) -> None:
         """`discard` destroys every session and ready sandbox instead of leaving them to the next gateway."""
         self._calls.draining = True
+        pools = list(self._pools.values())
         async with AsyncExitStack() as stack:
-            for pool in self._pools.values():
+            for pool in pools:
                 stack.push_async_exit(pool.stack)
                 pool.warm.refuse()
             await self._calls.aclose()
             if discard:
-                for pool in self._pools.values():
+                for pool in pools:
                     await pool.sessions.stop_all()
                     await pool.warm.aclose(discard=True)
         self._pools.clear()
@@ -168,7 +169,7 @@ class Gateway:
         _check_identifier(identifier)
         if not owner.sessions.has(principal.tenant, identifier):
             self._calls.admit()
-            await self._check_quota(principal.tenant)
+            await self._check_quota(owner, principal.tenant, identifier)
         async with owner.sessions.use(principal.tenant, identifier) as held:
             with _log_context(held):
                 yield self._session(owner, principal, held)
@@ -199,6 +200,10 @@ class Gateway:
         return self._pool(pool).source.metadata
 
     # --- for whoever manages pools
+
+    def admit(self) -> None:
+        """Raises `GatewayDraining` when it takes no new work."""
+        self._calls.admit()
 
     async def open_pool(self, source: PoolSource) -> PoolInfo:
         """Adds a pool. Raises `Conflict` when there is one of that name."""
@@ -234,6 +239,7 @@ class Gateway:
         async with pool.stack:
             await pool.sessions.stop_all("its pool was deleted")
             await pool.warm.aclose(discard=True)
+        self._telemetry.observer.pool_closed(name)
         log.info("pool deleted", extra={"pool": name})
 
     @property
@@ -244,14 +250,17 @@ class Gateway:
         """Raises `PoolNotFound`."""
         return self._pool(name).source
 
-    async def _check_quota(self, tenant: str) -> None:
-        """Whether a tenant may have one session more. What it has is counted last, in the tick of the allocation."""
+    async def _check_quota(self, owner: _Pool, tenant: str, identifier: str) -> None:
+        """Whether a tenant may have one session more. What it has is counted last, in the tick of the allocation, by
+        when another caller may have asked for the same one."""
+        self._quotas.check_execution(tenant)
         await self._check_stored(tenant)
-        self._quotas.check_sessions(tenant, sum(pool.sessions.count(tenant) for pool in self._pools.values()))
+        if not owner.sessions.has(tenant, identifier):
+            self._quotas.check_sessions(tenant, sum(pool.sessions.count(tenant) for pool in self._pools.values()))
 
     async def _check_stored(self, tenant: str) -> None:
         if self._quotas.of(tenant).stored_bytes is not None:
-            stored = [await pool.sessions.stored(tenant) for pool in self._pools.values()]
+            stored = [await pool.sessions.stored(tenant) for pool in list(self._pools.values())]
             self._quotas.check_stored(tenant, sum(stored))
 
     def _launcher(self, source: PoolSource) -> Launcher:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -29,6 +30,7 @@ class Heartbeat:
         self._interval = interval
         self._warm = warm
         self._sessions = sessions
+        self._quickened = asyncio.Event()
         self._tasks = Tasks(f"heartbeat {warm.name}")
 
     async def __aenter__(self) -> Self:
@@ -41,18 +43,31 @@ class Heartbeat:
         await self._tasks.aclose()
 
     def quicken(self, interval: float) -> None:
-        """From the next beat on. Never slower: what was started before goes by the lease that it was given."""
+        """Never slower: what was started before goes by the lease that it was given."""
         self._interval = min(self._interval, interval)
+        self._quickened.set()
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._interval)
+            await self._pause()
             gate = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
                 for item in self._warm.ready:
                     group.create_task(_check(partial(self._check_ready, item), gate))
                 for live in self._sessions:
                     group.create_task(_check(partial(self._check_session, live), gate))
+
+    async def _pause(self) -> None:
+        """Until the next beat is due, by the interval as it is by then."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while True:
+            self._quickened.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(began + self._interval):
+                    await self._quickened.wait()
+                    continue
+            return
 
     async def _check_ready(self, item: Connected) -> None:
         if await pulse(item.agent, tries=1) is None:

@@ -43,7 +43,8 @@ class LiveSession:
         """Why, once it has."""
         self.status: AgentStatus | None = None
         """What its agent said last, when asked for the metrics."""
-        self._settings = settings
+        self.settings = settings
+        """Of its pool when it began."""
         # The mutable state besides `ended`: callers who have it in hand, and when it was last seen in use.
         self._holds = 0
         self._used_at = used_at
@@ -68,7 +69,7 @@ class LiveSession:
 
     def learn(self, status: AgentStatus, now: float) -> None:
         """What the agent says can lengthen its life, up to `max_alive`, but not shorten it."""
-        cooldown = self._settings.cooldown
+        cooldown = self.settings.cooldown
         idle = 0.0 if status.running > 0 or status.queued > 0 else status.idle_seconds
         if not idle < cooldown:
             return
@@ -81,14 +82,14 @@ class LiveSession:
 
     def next_look(self, now: float) -> float:
         """Until when it lives if nobody uses it after `now`."""
-        return min(self._used_until(now) + self._settings.cooldown, self.ends_at)
+        return min(self._used_until(now) + self.settings.cooldown, self.ends_at)
 
     def why_over(self, now: float) -> str | None:
         """None while it is not."""
         if now >= self.ends_at:
-            return f"it reached its longest life of {self._settings.max_alive:g} s"
+            return f"it reached its longest life of {self.settings.max_alive:g} s"
         if now >= self.next_look(now):
-            return f"it was not used for {self._settings.cooldown:g} s"
+            return f"it was not used for {self.settings.cooldown:g} s"
         return None
 
     def describe(self, now: float, epoch: float) -> SessionInfo:
@@ -104,7 +105,7 @@ class LiveSession:
 
     @property
     def _longest_idle(self) -> float:
-        return self._settings.cooldown - min(1.0, self._settings.cooldown / 2)
+        return self.settings.cooldown - min(1.0, self.settings.cooldown / 2)
 
     def _used_until(self, now: float) -> float:
         return now if self._holds else self._used_at

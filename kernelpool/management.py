@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 Make = Callable[[PoolSettings], Awaitable[PoolSource]]
-CLOSE_SECONDS = 120.0
+CLOSE_SECONDS = 5.0
+"""For changes under way when the gateway leaves. What is cut short then is swept up by the next start."""
 
 
 class Management:
@@ -49,7 +51,9 @@ class Management:
         self._declared = frozenset(declared)
         self._max_pools = max_pools
         self._audit = audit or Unaudited()
+        # The mutable state: pools being changed, and those of them that are not there yet.
         self._changing: set[str] = set()
+        self._coming: set[str] = set()
         self._tasks = Tasks("management")
 
     async def __aenter__(self) -> Self:
@@ -63,34 +67,31 @@ class Management:
     async def put(self, who: Principal, pool: PoolSettings) -> tuple[PoolInfo, bool]:
         """Makes it, or gives it exactly these settings; says whether it is new. Raises `InvalidRequest`, `Conflict`
         while it is being changed, `StartFailed` when its sandboxes would not isolate."""
-        return await self._finish(who, pool.name, self._put(pool))
+        return await self._finish(who, Action.POOL_PUT, pool.name, self._put(pool))
 
     async def patch(self, who: Principal, name: str, changes: Mapping[str, Any]) -> PoolInfo:
         """Merges changes into its settings as RFC 7396 does: null is the default. Raises as `put`, and
         `PoolNotFound`."""
         pool = merged(self._gateway.source_of(name).settings, changes)
-        info, _ = await self._finish(who, name, self._put(pool))
+        info, _ = await self._finish(who, Action.POOL_PATCH, name, self._put(pool))
         return info
 
     async def delete(self, who: Principal, name: str) -> None:
         """With every session in it. Raises `PoolNotFound`, `Conflict` for one of the settings file."""
-        self._gateway.source_of(name)
-        if name in self._declared:
-            raise Conflict(f"Pool '{name}' is declared in the gateway's settings; delete it there, and restart.")
-        await self._finish(who, name, self._delete(name))
+        await self._finish(who, Action.POOL_DELETE, name, self._delete(name))
 
-    async def _finish(self, who: Principal, name: str, work: Coroutine[Any, Any, R]) -> R:
-        if name in self._changing:
-            work.close()
-            raise Conflict(f"Pool '{name}' is being changed; try again when that is done.")
-        self._changing.add(name)
-        task = self._tasks.spawn(self._audited(who, name, work), f"change {name}")
-        return await asyncio.shield(task)
+    async def wait_idle(self, timeout: float) -> None:
+        """Until nothing is being changed, or the time is over."""
+        await self._tasks.wait(timeout)
 
-    async def _audited(self, who: Principal, name: str, work: Coroutine[Any, Any, R]) -> R:
+    async def _finish(self, who: Principal, action: Action, name: str, work: Coroutine[Any, Any, R]) -> R:
+        return await asyncio.shield(self._tasks.spawn(self._audited(who, action, name, work), f"change {name}"))
+
+    async def _audited(self, who: Principal, action: Action, name: str, work: Coroutine[Any, Any, R]) -> R:
         began, outcome = time.monotonic(), KernelpoolError.code
         try:
-            result = await work
+            with self._alone(name, work):
+                result = await work
             outcome = "succeeded"
         except KernelpoolError as error:
             outcome = error.code
@@ -98,19 +99,26 @@ class Management:
         else:
             return result
         finally:
-            self._changing.discard(name)
             seconds = time.monotonic() - began
-            self._audit.record(Entry(Action.POOL_CHANGE, outcome, who.tenant, who.name, name, seconds=seconds))
+            self._audit.record(Entry(action, outcome, who.tenant, who.name, name, seconds=seconds))
+
+    @contextmanager
+    def _alone(self, name: str, work: Coroutine[Any, Any, R]) -> Iterator[None]:
+        if name in self._changing:
+            work.close()
+            raise Conflict(f"Pool '{name}' is being changed; try again when that is done.")
+        self._changing.add(name)
+        try:
+            yield
+        finally:
+            self._changing.discard(name)
 
     async def _put(self, pool: PoolSettings) -> tuple[PoolInfo, bool]:
+        self._gateway.admit()
         try:
             now = self._gateway.source_of(pool.name)
         except PoolNotFound:
-            if self._gateway.pool_count >= self._max_pools:
-                raise QuotaExceeded(f"There are {self._max_pools} session pools, the most that are allowed.") from None
-            source = await self._make(pool)
-            await asyncio.to_thread(self._store.save, pool)
-            return await self._gateway.open_pool(source), True
+            return await self._open(pool), True
         is_same = fingerprint(now.settings, now.runtime) == fingerprint(pool, now.runtime)
         if is_same and now.settings.runtime == pool.runtime:
             source = PoolSource(pool, now.runtime, now.backend, now.metadata)
@@ -119,7 +127,26 @@ class Management:
         await asyncio.to_thread(self._store.save, pool)
         return self._gateway.change_pool(source), False
 
+    async def _open(self, pool: PoolSettings) -> PoolInfo:
+        if self._gateway.pool_count + len(self._coming) >= self._max_pools:
+            raise QuotaExceeded(f"There are {self._max_pools} session pools, the most that are allowed.")
+        self._coming.add(pool.name)
+        try:
+            source = await self._make(pool)
+            await asyncio.to_thread(self._store.save, pool)
+            try:
+                return await self._gateway.open_pool(source)
+            except KernelpoolError:
+                await asyncio.to_thread(self._store.remove, pool.name)
+                raise
+        finally:
+            self._coming.discard(pool.name)
+
     async def _delete(self, name: str) -> None:
+        self._gateway.admit()
+        self._gateway.source_of(name)
+        if name in self._declared:
+            raise Conflict(f"Pool '{name}' is declared in the gateway's settings; delete it there, and restart.")
         # The file first: a gateway that is killed half-way must not bring the pool back.
         await asyncio.to_thread(self._store.remove, name)
         await self._gateway.close_pool(name)

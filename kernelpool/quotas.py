@@ -61,11 +61,12 @@ class Quotas:
         if limit is not None and stored >= limit:
             raise QuotaExceeded(f"The files of all sessions have {stored} bytes; {limit} are allowed.", RETRY_SECONDS)
 
-    def count_execution(self, tenant: str) -> None:
-        """Raises `QuotaExceeded`, saying in how many seconds there is room again."""
+    def check_execution(self, tenant: str) -> float | None:
+        """When one more would be paid for; None without a limit. Raises `QuotaExceeded`, saying in how many seconds
+        there is room again."""
         limit = self.of(tenant).executions_per_minute
         if limit is None:
-            return
+            return None
         now = self._clock()
         paid = max(self._paid_until.get(tenant, now), now) + MINUTE / limit
         if paid - now > MINUTE + 1e-6:
@@ -73,6 +74,14 @@ class Quotas:
                 f"More than {limit} executions were started within a minute; so many are allowed.",
                 paid - now - MINUTE,
             )
+        return paid
+
+    def count_execution(self, tenant: str) -> None:
+        """Raises as `check_execution`."""
+        paid = self.check_execution(tenant)
+        if paid is None:
+            return
+        now = self._clock()
         self._paid_until[tenant] = paid
         if len(self._paid_until) > MANY:
             self._paid_until = {name: until for name, until in self._paid_until.items() if until > now}

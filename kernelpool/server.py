@@ -128,7 +128,7 @@ async def serve(
             announce(f"http://{settings.host}:{port}")
         await stop.wanted.wait()
         say("Stopping: waiting for what is being answered. Press Ctrl-C again not to.")
-        await _drain(settings, gateway, collaborators, server, stop)
+        await _drain(settings, collaborators, server, stop)
         if settings.stop_sessions:
             await gateway.aclose(discard=True)
         else:
@@ -275,9 +275,7 @@ async def _pools(settings: Settings, store: PoolStore, say: Say) -> dict[str, Po
     return settings.pools | stored
 
 
-async def _drain(
-    settings: Settings, gateway: Gateway, collaborators: Collaborators, server: EdgeServer, stop: Stop
-) -> None:
+async def _drain(settings: Settings, collaborators: Collaborators, server: EdgeServer, stop: Stop) -> None:
     """Who waits for an execution first, then WebSockets, transfers and streams; together no longer than was said."""
     loop = asyncio.get_running_loop()
     collaborators.works.draining = True
@@ -285,7 +283,8 @@ async def _drain(
     ends_at = loop.time() + settings.drain_seconds
 
     async def finish() -> None:
-        await gateway.drain(settings.drain_seconds)
+        await collaborators.gateway.drain(settings.drain_seconds)
+        await collaborators.management.wait_idle(max(0.0, ends_at - loop.time()))
         await collaborators.sockets.close_all(min(GOODBYE_SECONDS, max(0.0, ends_at - loop.time())))
         await collaborators.works.wait_idle(max(0.0, ends_at - loop.time()))
 

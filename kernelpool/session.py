@@ -165,6 +165,11 @@ class Session:
         return self._sessions.describe(self._live)
 
     @property
+    def _promises(self) -> tuple[PoolSettings, PoolSettings]:
+        """The pool's settings now, and those that the sandbox was made from."""
+        return self._settings, self._live.settings
+
+    @property
     def allocation_seconds(self) -> float:
         return self._held.allocation_seconds
 
@@ -174,7 +179,7 @@ class Session:
         self._admit(request)
         try:
             with self._calls.waiting(self.call(request.id)), self._watch.executing(request) as executing:
-                async with self._or_lost(self._settings.longest_wait):
+                async with self._or_lost(max(each.longest_wait for each in self._promises)):
                     return executing.answered(await self._agent.execute(executing.request))
         except asyncio.CancelledError:
             self._calls.abandon(self, request.id)
@@ -212,7 +217,7 @@ class Session:
 
     async def cancel(self, id: str) -> Execution:
         """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
-        async with self._or_lost(self._settings.longest_stop):
+        async with self._or_lost(max(each.longest_stop for each in self._promises)):
             return self._watch.learned(await self._agent.cancel(id))
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
@@ -291,7 +296,8 @@ class Session:
                 f"timeout must be at most {self._settings.max_timeout:g} seconds in pool '{self._settings.name}', "
                 f"not {request.timeout:g}"
             )
-        self._admission.execution()
+        if not self._calls.is_wanted(self.call(request.id)):  # sent again it is no second execution
+            self._admission.execution()
 
     @asynccontextmanager
     async def _or_lost(self, seconds: float | None = None) -> AsyncIterator[None]:

@@ -165,7 +165,7 @@ class Sessions:
 
     def count(self, tenant: str) -> int:
         """A tenant's sessions, those on their way included."""
-        return sum(key[0] == tenant for key in (*self._live, *self._coming))
+        return sum(key[0] == tenant for key in self._live.keys() | self._coming.keys())
 
     async def stored(self, tenant: str) -> int:
         """Bytes in the files of a tenant's sessions, as their agents say: each lies for itself only, and no more than
@@ -177,7 +177,7 @@ class Sessions:
     async def _stored_in(self, live: LiveSession, gate: asyncio.Semaphore) -> int:
         async with gate:
             status = await pulse(live.agent, tries=1)
-        return min(max(status.workspace_bytes, 0), self._settings.limits.workspace) if status else 0
+        return min(status.workspace_bytes, live.settings.limits.workspace) if status else 0
 
     async def stop_all(self, why: str = "the gateway was told to end all sessions") -> None:
         """Those on their way as well, once they are there. The pool has to hand out nothing more by then."""

@@ -50,9 +50,8 @@ async def _ask(sessions: Iterable[LiveSession]) -> None:
 
     async def ask(live: LiveSession) -> None:
         async with gate:
-            with suppress(
-                SandboxLost, AgentFault, BackendUnavailable
-            ):  # whether it is lost is for the heartbeat to say
+            # Whether it is lost is for the heartbeat to say.
+            with suppress(SandboxLost, AgentFault, BackendUnavailable):
                 live.status = await live.agent.status()
 
     with suppress(TimeoutError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeVar
 
@@ -31,6 +32,13 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
+
+    async def wait(self, timeout: float) -> None:
+        """Until all have finished, or the time is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
 
     async def aclose(self, grace: float = 0.0) -> None:
         """Lets them finish for `grace` seconds, then cancels the rest and waits for their clean-up."""

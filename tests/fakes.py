@@ -372,7 +372,7 @@ class FakeAgent:
     async def _reach(self) -> None:
         await asyncio.sleep(0)  # as a real one, it never answers in the same tick
         if self._closed.done():
-            raise RuntimeError("used after aclose")
+            raise SandboxLost("used after aclose")
         if self._process.silent or self._process.dead.done():
             raise SandboxLost("no answer")
         if self._process.breaks:

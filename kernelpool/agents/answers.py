@@ -123,16 +123,14 @@ def translated() -> Iterator[None]:
 
 
 async def read(response: aiohttp.ClientResponse, limit: int = MAX_ANSWER) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
+    body = bytearray()
     with translated():
         async for chunk in response.content.iter_any():
-            size += len(chunk)
-            if size > limit:
+            body += chunk
+            if len(body) > limit:
                 response.close()
                 raise AgentFault(f"the sandbox's agent answered with more than {limit} bytes")
-            chunks.append(chunk)
-    return b"".join(chunks)
+    return bytes(body)
 
 
 async def read_lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -236,6 +236,8 @@ class HttpAgent:
         may_raise: _Errors = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A response with a good status; another one is raised as the error that it names, if the call may raise it."""
+        if self._http.closed:
+            raise SandboxLost("the connection to the sandbox was closed")
         with translated():
             response = await self._http.request(
                 method, self._base + route, params=query, data=data, headers=headers, allow_redirects=False
@@ -266,6 +268,6 @@ def connect(sandbox: Sandbox) -> Agent:
 def _range_start(response: aiohttp.ClientResponse) -> int:
     unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
     first = rest.partition("-")[0]
-    if unit != "bytes" or not first.isdecimal():
+    if unit != "bytes" or not (first.isascii() and first.isdigit()) or len(first) > 18:
         raise AgentFault("a partial download without its range")
     return int(first)

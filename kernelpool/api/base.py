@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
 from http.client import responses
@@ -78,8 +79,10 @@ class Works:
 
     async def wait_idle(self, timeout: float) -> bool:
         """Whether all that was being served has been, within the timeout."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=timeout)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
         return not self._tasks
 
 
@@ -194,7 +197,7 @@ class ApiHandler(RequestHandler):
             return
         try:
             await self.receive(chunk)
-        except KernelpoolError as error:
+        except Exception as error:  # Tornado would close the connection without a word
             await self._refuse(error)
 
     async def serve(self, work: Coroutine[Any, Any, None]) -> None:
@@ -305,16 +308,15 @@ class ApiHandler(RequestHandler):
             "traceId": self.trace_id,
         }
 
-    async def _refuse(self, error: KernelpoolError | HTTPError) -> None:
+    async def _refuse(self, error: Exception) -> None:
         """Answers before the body has been read. What still comes of it is thrown away for a while: closing at once
         would reset the connection under a client that has not read the answer yet."""
-        self.log_exception(type(error), error, None)
+        self.log_exception(type(error), error, error.__traceback__)
         self._refused = True
         # Tornado calls the method all the same, once the body is through. No handler's own may run.
         for method in ("get", "head", "post", "put", "patch", "delete", "options"):
             setattr(self, method, self._nothing)
         body = self.describe_error(error, getattr(error, "status_code", 500))
-        setattr(self, (self.request.method or "get").lower(), self._nothing)  # Tornado goes on to call it
         if "Expect" in self.request.headers:  # nothing comes of it: the client waits for our word
             self.set_header("Connection", "close")
             await self.finish(body)

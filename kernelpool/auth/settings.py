@@ -10,14 +10,14 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from kernelpool.auth.principal import Role
+from kernelpool.auth.principal import DEFAULT_TENANT, Role
 
 Algorithm = Literal["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"]
 """Asymmetric ones only: with a shared secret, whoever can check a token can make one."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED: Final = frozenset({"key", "token"})
-"""What principals of other kinds are called."""
+_RESERVED: Final = frozenset({"key", "token", DEFAULT_TENANT})
+"""What principals of other kinds, and the tenant of the operator, are called."""
 
 
 def is_secure(url: str) -> bool:
@@ -50,7 +50,8 @@ def _check_url(value: str) -> str:
 
 def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value) or value.lower() in _RESERVED:
-        raise ValueError(f"{value!r} is no name for an issuer: letters, digits and . _ - but not 'key' or 'token'")
+        reserved = ", ".join(sorted(_RESERVED))
+        raise ValueError(f"{value!r} is no name for an issuer: letters, digits and . _ - but not {reserved}")
     return value
 
 

@@ -37,17 +37,22 @@ class Launcher:
         self._backend = backend
         self._connect = connect
         self.fingerprint = fingerprint(settings, runtime)
+        self._acceptable = {self.fingerprint}
         self._open: set[Agent] = set()
 
     def __repr__(self) -> str:
         return f"<Launcher {self._settings.name!r} [{len(self._open)} connections]>"
 
     def change(self, settings: PoolSettings, runtime: Runtime, backend: Backend) -> None:
-        """What is started from now on. What was, stays as it is, and goes the way that it came."""
+        """What is started from now on. What was, stays as it is, and goes the way that it came; but where egress is
+        taken away, nobody gets what was started with it."""
+        if self._settings.egress and not settings.egress:
+            self._acceptable.clear()
         self._settings = settings
         self._runtime = runtime
         self._backend = backend
         self.fingerprint = fingerprint(settings, runtime)
+        self._acceptable.add(self.fingerprint)
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,6 +86,9 @@ class Launcher:
 
     def is_current(self, item: Connected) -> bool:
         return item.sandbox.fingerprint == self.fingerprint
+
+    def is_acceptable(self, item: Connected) -> bool:
+        return item.sandbox.fingerprint in self._acceptable
 
     async def wait_dead(self, item: Connected) -> str:
         return await item.sandbox.wait_dead()

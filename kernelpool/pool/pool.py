@@ -48,6 +48,9 @@ class Maker(Protocol[T]):
     def is_current(self, item: T) -> bool:
         """Whether it is as one that is started now would be. One that is not is replaced while it stands ready."""
 
+    def is_acceptable(self, item: T) -> bool:
+        """Whether somebody may still get it. All that are current are, and outdated ones if they do no harm."""
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
@@ -147,8 +150,11 @@ class WarmPool(Generic[T]):
             self._waiting.popleft().fail(self._refusal)
 
     def change(self, sizes: Sizes) -> None:
-        """What it aims at from now on, also after the maker has changed. What is in use stays as it is."""
+        """What it aims at from now on, also after the maker has changed. What is in use stays as it is; what stands
+        ready and is no longer acceptable goes at once."""
         self._sizes = sizes
+        for item in [item for item in self._ready if not self._maker.is_acceptable(item)]:
+            self._retire(item)
         self._changed.set()
 
     @property
@@ -238,6 +244,9 @@ class WarmPool(Generic[T]):
 
     def _offer(self, item: T) -> None:
         """To the first in line who is still there; else it stands ready."""
+        if not self._maker.is_acceptable(item):  # the pool has changed while it was on its way
+            self._dispose(item)
+            return
         while self._waiting:
             if self._waiting.popleft().give(item):
                 self._hand_out(item)
@@ -274,7 +283,7 @@ class WarmPool(Generic[T]):
             aged = sum(self._is_aged(item, time) for item in self._ready)
             step = plan(self._snapshot(), self._sizes, aged, self._starts_at_once(time))
             for _ in range(step.retire):
-                self._retire()
+                self._retire(self._worst())
             for _ in range(step.start):
                 self._starting += 1
                 self._upkeep.spawn(self._start(), "start")
@@ -333,8 +342,10 @@ class WarmPool(Generic[T]):
 
     # --- leaving
 
-    def _retire(self) -> None:
-        item = min(self._ready, key=lambda item: (self._maker.is_current(item), self._ready[item].expires_at))
+    def _worst(self) -> T:
+        return min(self._ready, key=lambda item: (self._maker.is_current(item), self._ready[item].expires_at))
+
+    def _retire(self, item: T) -> None:
         self._unshelve(item)
         self._counts["retired"] += 1
         self._dispose(item)

@@ -24,14 +24,18 @@ def parse_size(value: object) -> object:
     """'1Gi', '512MiB', '1.5G' or a number of bytes → bytes. What is no size is left for pydantic to refuse."""
     if not isinstance(value, str):
         return value
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", value, re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*([kmgt]i?)?b?\s*", value, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{value!r} is no size; write for example 512Mi or 1Gi")
     return round(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=1 << 50)]
+Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
+
+# Azure's limits.
+TagName = Annotated[str, Field(max_length=512)]
+TagValue = Annotated[str, Field(max_length=256)]
 
 
 class _Settings(BaseModel):
@@ -45,13 +49,13 @@ class LimitSettings(_Settings):
     """Memory of all processes of a session together, page cache included; past it the kernel is killed."""
     cpus: float = Field(1.0, gt=0, le=1024)
     """Cores that a session may use at the same time."""
-    pids: int = Field(256, ge=16)
+    pids: int = Field(256, ge=16, le=1 << 20)
     """Processes and threads of a session."""
     workspace: Size = 512 << 20
     """Size of the session's files in /mnt/data."""
     tmp: Size = 128 << 20
     """Size of the session's /tmp."""
-    open_files: int = Field(4096, ge=64)
+    open_files: int = Field(4096, ge=64, le=1 << 20)
     """Open files of one process."""
 
     def to_limits(self) -> Limits:
@@ -63,14 +67,14 @@ class PoolSettings(_Settings):
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     """How URLs name the pool."""
-    runtime: str = "python"
+    runtime: str = Field("python", max_length=64)
     """What runs in its sandboxes: a folder of kernels/."""
-    backend: str = "bubblewrap"
+    backend: str = Field("bubblewrap", max_length=64)
     """What makes its sandboxes."""
 
-    ready: int = Field(2, ge=0)
+    ready: int = Field(2, ge=0, le=1000)
     """Sandboxes kept started for the next new sessions."""
-    max_sessions: int = Field(10, ge=1)
+    max_sessions: int = Field(10, ge=1, le=10_000)
     """Sandboxes that may exist at the same time, ready ones included; beyond it a new session is refused with 429."""
     cooldown: Seconds = 300.0
     """Seconds without activity after which a session is destroyed. Activity is a request, or code that runs."""
@@ -83,9 +87,9 @@ class PoolSettings(_Settings):
     """Seconds that a new session waits for a sandbox when none is ready."""
     start_timeout: Seconds = 60.0
     """Seconds that a sandbox may take to get ready."""
-    start_concurrency: int = Field(2, ge=1)
+    start_concurrency: int = Field(2, ge=1, le=64)
     """Sandboxes that start at the same time; more than cores only makes each of them later."""
-    lease: float = Field(600.0, ge=10, allow_inf_nan=False)
+    lease: float = Field(600.0, ge=10, le=10 * 365 * 86400, allow_inf_nan=False)
     """Seconds without a word from a gateway after which a sandbox that nobody took ends itself."""
 
     limits: LimitSettings = LimitSettings()
@@ -97,27 +101,27 @@ class PoolSettings(_Settings):
     """Seconds that an execution may run when the caller does not say."""
     max_timeout: Seconds = 220.0
     """Seconds that a caller may ask for."""
-    queue_size: int = Field(16, ge=0)
+    queue_size: int = Field(16, ge=0, le=10_000)
     """Executions of one session that may wait behind the running one."""
     output_bytes: Size = Field(8 << 20, le=16 << 20)
     """Output kept of one execution, at most 16 MiB; past it head and tail stay, and the result says how much was
     dropped. For more there are files."""
     history_bytes: Size = 32 << 20
     """Output kept of all executions of a session, for those who poll; the oldest go first."""
-    history_size: int = Field(1000, ge=1)
+    history_size: int = Field(1000, ge=1, le=100_000)
     """Executions of a session that can still be polled."""
     interrupt_grace: Seconds = 3.0
     """Seconds that interrupted code has to stop, before its kernel is restarted."""
     save_displayed_images: bool = True
     """Also write the images that code displays into the workspace."""
-    output_streams_max_length: int = Field(4096, ge=0)
+    output_streams_max_length: int = Field(4096, ge=0, le=64 << 20)
     """Bytes of stdout and of stderr in answers of the ACA surface, which cuts there; 0 does not cut."""
     max_upload: Size = 128 << 20
     """Size of one uploaded file."""
 
     location: str = Field("local", max_length=128)
     """Where it is, for whoever manages it in the words of Azure; it changes nothing."""
-    tags: dict[str, str] = Field(default_factory=dict, max_length=50)
+    tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=50)
     """Words for whoever manages it; they change nothing."""
 
     @model_validator(mode="after")

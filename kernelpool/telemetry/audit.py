@@ -29,7 +29,10 @@ from kernelpool.telemetry.tracing import current_ids
 log = logging.getLogger(__name__)
 
 QUEUE = 10_000
-"""Lines that may wait for the disk."""
+QUEUE_BYTES = 64 << 20
+"""Lines, and bytes of them, that may wait for the disk."""
+MAX_CODE = 256 << 10
+"""Characters of code in a line; what is cut off shows in `size`."""
 RETRY_SECONDS = 1.0
 
 
@@ -39,7 +42,9 @@ class Action(StrEnum):
     DOWNLOAD = "download"
     DELETE_FILE = "delete_file"
     SESSION_STOP = "session_stop"
-    POOL_CHANGE = "pool_change"
+    POOL_PUT = "pool_put"
+    POOL_PATCH = "pool_patch"
+    POOL_DELETE = "pool_delete"
     DENIED = "denied"
 
 
@@ -54,6 +59,8 @@ class Entry:
     principal: str = ""
     pool: str = ""
     session: str = ""
+    execution: str = ""
+    """Its id. One that was submitted has a line then, and another when its end is learned."""
     size: int = 0
     """Bytes of the code, or of the file."""
     seconds: float = 0.0
@@ -82,6 +89,7 @@ class AuditLog:
         self._limit = queue
         # The mutable state: lines on their way, and how many were lost that the file does not tell of yet.
         self._queue: deque[bytes] = deque()
+        self._bytes = 0
         self._lost = 0
         self._changed = asyncio.Event()
         self._closing = False
@@ -110,11 +118,13 @@ class AuditLog:
         os.close(self._file)
 
     def record(self, entry: Entry) -> None:
-        if len(self._queue) >= self._limit:
+        if len(self._queue) >= self._limit or self._bytes >= QUEUE_BYTES:
             self._lose(1, "the disk does not keep up")
             return
         self._observer.audited(1)
-        self._queue.append(self._line(entry))
+        line = self._line(entry)
+        self._queue.append(line)
+        self._bytes += len(line)
         self._changed.set()
 
     def _line(self, entry: Entry) -> bytes:
@@ -122,6 +132,8 @@ class AuditLog:
         facts.pop("span_id", None)
         if not self._with_code or entry.code is None:
             del facts["code"]
+        else:
+            facts["code"] = entry.code[:MAX_CODE]
         return _dump({"at": _now(), **facts, "seconds": round(entry.seconds, 6)})
 
     async def _write(self) -> None:
@@ -144,7 +156,7 @@ class AuditLog:
             else:
                 self._lost -= told
                 for _ in batch:
-                    self._queue.popleft()
+                    self._bytes -= len(self._queue.popleft())
 
     def _append(self, batch: Sequence[bytes], lost: int) -> None:
         """In a thread."""

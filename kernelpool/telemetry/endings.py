@@ -41,11 +41,11 @@ class Endings:
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
 
-    def end(self, pool: str, session: str, execution: Execution) -> None:
-        """Does nothing while it runs."""
+    def end(self, pool: str, session: str, execution: Execution) -> float | None:
+        """How many seconds it ran, the first time that its end is told; None before and after."""
         begun = self._known.get((session, execution.id))
         if begun is None or not execution.state.is_final:
-            return
+            return None
         self._known[session, execution.id] = None
         start, stop = _span_of(execution, begun.at, time.time())
         queued = start - begun.at
@@ -56,6 +56,7 @@ class Endings:
             facts["kernelpool.kernel_death"] = death
         if execution.started_at is not None:
             self._tracing.past("kernel", begun.span, start, stop, {**facts, "kernelpool.queued_seconds": queued})
+        return stop - start
 
 
 def _span_of(execution: Execution, earliest: float, latest: float) -> tuple[float, float]:

@@ -76,6 +76,21 @@ class Metrics:
     def sandbox_started(self, pool: str, seconds: float) -> None:
         self._starts.labels(pool).observe(seconds)
 
+    def pool_closed(self, pool: str) -> None:
+        of_pools: tuple[Counter | Histogram, ...] = (
+            self._allocations,
+            self._executions,
+            self._runs,
+            self._queues,
+            self._interrupts,
+            self._deaths,
+            self._files,
+            self._ends,
+            self._starts,
+        )
+        for metric in of_pools:
+            metric.remove_by_labels({"pool": pool})
+
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
 

@@ -26,6 +26,9 @@ class Observer(Protocol):
 
     def sandbox_started(self, pool: str, seconds: float) -> None: ...
 
+    def pool_closed(self, pool: str) -> None:
+        """Nothing more is told of it."""
+
     def refused(self, code: str) -> None:
         """A request was answered with an error of that code."""
 
@@ -54,6 +57,8 @@ class Silent:
     def session_ended(self, pool: str, end: SessionEnd) -> None: ...
 
     def sandbox_started(self, pool: str, seconds: float) -> None: ...
+
+    def pool_closed(self, pool: str) -> None: ...
 
     def refused(self, code: str) -> None: ...
 

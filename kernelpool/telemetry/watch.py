@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from opentelemetry.trace import Span
 
@@ -38,6 +39,7 @@ class Act:
         self.size = 0
         self.outcome = "succeeded"
         self.code: str | None = None
+        self.execution = ""
 
     async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same, and its size is known."""
@@ -59,6 +61,7 @@ class Watch:
         """What it yields has the request to send, and wants to hear the answer."""
         with self.acting(Action.EXECUTE) as act:
             act.size, act.code = len(request.code.encode(errors="surrogatepass")), request.code
+            act.execution = request.id
             self._endings.begin(self._session, request.id, act.span.get_span_context())
             yield _Executing(self, act, replace(request, traceparent=traceparent(act.span)))
 
@@ -78,25 +81,24 @@ class Watch:
 
     def learned(self, execution: Execution) -> Execution:
         """Whoever asks after an execution passes the answer through here: it may have ended."""
-        self._endings.end(self._pool, self._session, execution)
+        if (seconds := self.ended(execution)) is not None:
+            self._record(Action.EXECUTE, outcome(execution), execution=execution.id, seconds=seconds)
         return execution
+
+    def ended(self, execution: Execution) -> float | None:
+        """As `Endings.end`."""
+        return self._endings.end(self._pool, self._session, execution)
 
     def _over(self, action: Action, act: Act, seconds: float) -> None:
         act.span.set_attributes({"kernelpool.bytes": act.size, "kernelpool.outcome": act.outcome})
         if (direction := DIRECTIONS.get(action)) is not None:
             self._telemetry.observer.transferred(self._pool, direction, act.size)
+        self._record(action, act.outcome, execution=act.execution, size=act.size, seconds=seconds, code=act.code)
+
+    def _record(self, action: Action, outcome: str, **facts: Any) -> None:
+        who = self._who
         self._telemetry.audit.record(
-            Entry(
-                action=action,
-                outcome=act.outcome,
-                tenant=self._who.tenant,
-                principal=self._who.principal,
-                pool=self._pool,
-                session=self._session,
-                size=act.size,
-                seconds=seconds,
-                code=act.code,
-            )
+            Entry(action, outcome, who.tenant, who.principal, self._pool, self._session, **facts)
         )
 
 
@@ -109,7 +111,8 @@ class _Executing:
     def answered(self, execution: Execution) -> Execution:
         """As it ended, or as it stands: what is submitted is queued at first."""
         self._act.outcome = outcome(execution)
-        return self._watch.learned(execution)
+        self._watch.ended(execution)
+        return execution
 
 
 def _outcome_of(error: BaseException) -> str:

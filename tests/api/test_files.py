@@ -17,6 +17,7 @@ import pytest
 import requests
 from yarl import URL
 
+from kernelpool.api.base import ApiHandler
 from kernelpool.errors import SandboxLost, WorkspaceFull
 from kernelpool.models import FileInfo, WorkspacePath
 from tests.api.conftest import LEGACY, TOKEN, VERSION, Api, api_of, multipart
@@ -191,6 +192,45 @@ async def test_overlong_utf8_in_a_path_is_400(api: Api) -> None:
     )
 
     assert b" 400 " in await api.raw(request.encode())
+
+
+async def test_an_upload_whose_session_ends_meanwhile_has_an_answer(api: Api) -> None:
+    process = await api.process()
+    first = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nAAA\r\n--b\r\n'
+    second = b'Content-Disposition: form-data; name="file"; filename="b"\r\n\r\n' + b"B" * 20_000 + b"\r\n--b--\r\n"
+    head = (
+        f"POST /pools/python/files?api-version={VERSION}&identifier=abcd-1 HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+        f"Connection: close\r\nContent-Length: {len(first + second)}\r\n\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(head.encode() + first)
+    async with asyncio.timeout(10):
+        while "a" not in process.files:
+            await asyncio.sleep(0.01)
+    async with api.request("DELETE", "/session") as response:
+        assert response.status == 204
+
+    writer.write(second)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+
+    assert b" 502 " in answer.partition(b"\r\n")[0]
+    assert b"SandboxLost" in answer
+
+
+async def test_a_body_that_breaks_something_of_ours_has_an_answer(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def receive(self: ApiHandler, chunk: bytes) -> None:
+        raise RuntimeError("secret of the gateway")
+
+    monkeypatch.setattr(ApiHandler, "receive", receive)
+
+    answer = await api.json("POST", "/executions", 500, json={"code": "1"})
+
+    assert answer["error"]["code"] == "InternalError"
+    assert "secret" not in str(answer)
 
 
 # --- multipart

@@ -125,6 +125,69 @@ async def test_what_cannot_be_is_refused_by_name(
     assert [pool["name"] for pool in (await manager.call("GET", "/pools"))["value"]] == ["python"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"max_sessions": 10**400},
+        {"queue_size": 10**400},
+        {"ready": 300_000, "max_sessions": 300_000},
+        {"cooldown": 1e300},
+        {"limits": {"memory": "9" * 400}},
+        {"start_concurrency": 20_000},
+        {"tags": {"a": "x" * 1000}},
+        {"tags": {"x" * 1000: "a"}},
+    ],
+)
+async def test_no_number_and_no_text_is_beyond_all_measure(manager: Manager, settings: Any) -> None:
+    answer = await manager.call("PUT", "/pools/second", {"backend": "fake", **settings}, status=400)
+
+    assert answer["error"]["code"] == "InvalidRequest"
+
+
+async def test_the_largest_pool_that_can_be_made_can_be_read_by_the_next_gateway(tmp_path: Path) -> None:
+    tags = {f"{number:02}" + "\x01" * 510: "\x01" * 256 for number in range(50)}
+    async with api_of(tmp_path) as api:
+        await Manager(api).call("PUT", "/pools/fat", {"ready": 0, "backend": "fake", "tags": tags}, status=201)
+
+    assert (await asyncio.to_thread(PoolStore(tmp_path).load))["fat"].tags == tags
+
+
+async def test_those_who_race_for_the_last_pool_do_not_all_get_it(manager: Manager) -> None:
+    async def put(number: int) -> int:
+        url, headers = f"{manager.root}/pools/x{number}", {"Authorization": f"Bearer {TOKEN}"}
+        async with manager.api.http.put(url, json={"backend": "fake", "ready": 0}, headers=headers) as response:
+            return int(response.status)
+
+    statuses = await asyncio.gather(*(put(number) for number in range(20)))
+
+    assert sorted(statuses) == [201] * 2 + [429] * 18
+
+
+async def test_what_was_started_with_egress_is_nobodys_once_that_is_taken_away(tmp_path: Path) -> None:
+    async with api_of(tmp_path, egress=True, ready=2, start_concurrency=1) as api:
+        manager = Manager(api)
+        await manager.until("python", ready=2)
+        api.backend.may_create.clear()
+        await manager.run("python", "1", identifier="before")
+        await manager.until("python", ready=1, starting=1)
+
+        await manager.call("PATCH", "/pools/python", {"egress": False})
+        api.backend.may_create.set()
+        await manager.run("python", "1", identifier="after")
+        await manager.until("python", ready=2, outdated=0)
+
+        assert [sandbox.spec.egress for sandbox in api.backend.sandboxes.values()].count(True) == 1
+
+
+async def test_what_is_refused_while_draining_is_not_kept(tmp_path: Path) -> None:
+    async with api_of(tmp_path) as api:
+        await api.gateway.drain(0)
+
+        await Manager(api).call("PUT", "/pools/ghost", {"backend": "fake", "ready": 0}, status=503)
+
+        assert await asyncio.to_thread(PoolStore(tmp_path).load) == {}
+
+
 async def test_there_are_no_more_pools_than_allowed(manager: Manager) -> None:
     for name in ("b", "c"):
         await manager.call("PUT", f"/pools/{name}", {"backend": "fake", "ready": 0}, status=201)

@@ -18,13 +18,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from kernelpool.api import make_application
 from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.routes import UNKNOWN, template
-from kernelpool.models import ExecuteRequest
+from kernelpool.models import AgentStatus, ExecuteRequest
 from kernelpool.telemetry import Telemetry
 from kernelpool.telemetry.audit import Entry
 from kernelpool.telemetry.logs import ContextFilter, JsonFormatter
 from kernelpool.telemetry.metrics import CollectorRegistry, Metrics
 from kernelpool.telemetry.tracing import Tracing
 from tests.api.conftest import TOKEN, Api, api_of, multipart
+from tests.fakes import FakeAgent
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE}-b7ad6b7169203331-01"
@@ -270,6 +271,61 @@ async def test_whoever_is_not_let_in_is_audited(watched: Api, kept: Kept) -> Non
     assert kept.said == [("denied", "Unauthorized", 0)]
 
 
+async def test_an_execution_that_was_submitted_has_a_line_then_and_one_when_its_end_is_learned(
+    watched: Api, kept: Kept
+) -> None:
+    await watched.run("1")
+    async with watched.request(
+        "POST", "/executions", json={"code": "1/0"}, headers={"Accept": "text/event-stream", "operation-id": "mine"}
+    ) as response:
+        await response.read()
+    await watched.json("GET", "/executions/mine")
+
+    lines = [(entry.action, entry.outcome) for entry in kept.entries if entry.execution == "mine"]
+    assert lines == [("execute", "queued"), ("execute", "failed")]
+
+
+async def test_nothing_of_a_deleted_pool_stays_in_the_metrics(watched: Api) -> None:
+    root, headers = f"http://127.0.0.1:{watched.port}/pools/second", {"Authorization": f"Bearer {TOKEN}"}
+    async with watched.http.put(root, json={"backend": "fake", "ready": 1}, headers=headers) as response:
+        assert response.status == 201
+    url = f"{root}/executions?api-version=2025-10-02-preview&identifier=abcd-1"
+    async with watched.http.post(url, json={"code": "1"}, headers=headers) as response:
+        assert response.status == 200
+    assert [line for line in await scrape(watched) if 'pool="second"' in line]
+
+    async with watched.http.delete(root, headers=headers) as response:
+        assert response.status == 204
+
+    assert not [line for line in await scrape(watched) if 'pool="second"' in line]
+
+
+async def test_a_session_that_ends_during_a_scrape_is_left_out(watched: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More sessions than are asked at once: the last one is gone when its turn comes."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with watched.http.patch(
+        watched.base, json={"max_sessions": 30, "start_concurrency": 20}, headers=headers
+    ) as response:
+        assert response.status == 200
+    processes = [await watched.process(f"abcd-{number:02}") for number in range(17)]
+    asked, go, status = asyncio.Event(), asyncio.Event(), FakeAgent.status
+
+    async def slow(self: FakeAgent) -> AgentStatus:
+        if self._process in processes[:16]:
+            asked.set()
+            await go.wait()
+        return await status(self)
+
+    monkeypatch.setattr(FakeAgent, "status", slow)
+    scraping = asyncio.create_task(scrape(watched))
+    await asked.wait()
+    async with watched.request("DELETE", "/session", identifier="abcd-16") as response:
+        assert response.status == 204
+    go.set()
+
+    assert [line for line in await scraping if line.startswith("kernelpool_pool_executing")]
+
+
 async def test_changes_of_pools_are_audited(watched: Api, kept: Kept) -> None:
     for method, path, status in (("PUT", "second", 201), ("DELETE", "second", 204)):
         url, headers = f"http://127.0.0.1:{watched.port}/pools/{path}", {"Authorization": f"Bearer {TOKEN}"}
@@ -278,7 +334,7 @@ async def test_changes_of_pools_are_audited(watched: Api, kept: Kept) -> None:
             assert response.status == status
 
     entries = [(entry.action, entry.outcome, entry.principal, entry.pool) for entry in kept.entries]
-    assert entries == [("pool_change", "succeeded", "token", "second")] * 2
+    assert entries == [(f"pool_{what}", "succeeded", "token", "second") for what in ("put", "delete")]
 
 
 async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept) -> None:
@@ -295,7 +351,7 @@ async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept)
 
     writer.close()
 
-    await until(lambda: kept.said[-1] == ("execute", "client_left", 26))
+    await until(lambda: ("execute", "client_left", 26) in kept.said)
     assert [name for name in await scrape(watched) if '"499"' in name]
 
 

@@ -126,3 +126,17 @@ async def until(holds: Any) -> None:
     async with asyncio.timeout(10):
         while not holds():
             await asyncio.sleep(0.001)
+
+
+async def test_what_waits_for_the_disk_is_bounded_in_bytes_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelpool.telemetry.audit.QUEUE_BYTES", 1 << 20)
+    monkeypatch.setattr("kernelpool.telemetry.audit.MAX_CODE", 1000)
+    counting = Counting()
+    async with AuditLog(tmp_path / "audit", counting, with_code=True) as log:
+        for _ in range(1000):
+            log.record(Entry(Action.EXECUTE, "succeeded", size=4000, code="é" * 4000))
+
+    first = lines(tmp_path / "audit")[0]
+    assert 100 < counting.count < 300
+    assert counting.count + counting.lost == 1000
+    assert (len(first["code"]), first["size"]) == (1000, 4000)

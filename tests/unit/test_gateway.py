@@ -327,6 +327,36 @@ async def test_an_agent_that_never_answers_a_call_keeps_nobody_for_ever(
             await call
 
 
+async def test_a_change_of_a_pool_breaks_no_call_of_a_session_that_is_there(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    async with gateway_of(backend, tmp_path, max_timeout=600, start_timeout=10) as gateway:
+        async with gateway.use(ANNA, "default", "user") as session:
+            await session.submit(ExecuteRequest("first", "import time; time.sleep(500)", 600))
+        tight = gateway.source_of("default").settings.model_copy(update={"queue_size": 0, "max_timeout": 60.0})
+        gateway.change_pool(PoolSource(tight, RUNTIME, backend, METADATA))
+
+        execution = await run(gateway, "print(1)")
+
+    assert text(execution) == "1\n"
+
+
+async def test_closing_with_discard_leaves_nothing_while_pools_come_and_go(
+    backend: FakeBackend, tmp_path: Path
+) -> None:
+    sources = [PoolSource(PoolSettings(name=name, ready=1), RUNTIME, backend, METADATA) for name in "abc"]
+    async with Journal(tmp_path) as journal, Gateway(sources, backend.connect, journal) as gateway:
+        for name in "abc":
+            async with gateway.use(ANNA, name, "user"):
+                pass
+        closing = asyncio.create_task(gateway.close_pool("c"))
+        await gateway.aclose(discard=True)
+        await closing
+    await asyncio.sleep(1)
+
+    assert backend.sandboxes == {}
+
+
 async def test_what_was_submitted_runs_on_whoever_leaves(gateway: Gateway) -> None:
     async with gateway.use(ANNA, "default", "user") as session:
         await session.submit(request("time.sleep(20)", id="e"))

@@ -285,6 +285,25 @@ def test_our_own_lack_is_told_from_a_lost_sandbox(number: int) -> None:
         raise OSError(number, "lack")
 
 
+@pytest.mark.parametrize("first", ["9" * 5000, "²", "-1", ""])
+async def test_a_range_that_is_none_is_a_fault(tmp_path: Path, first: str) -> None:
+    headers = f"X-File: {json.dumps(FILE)}\r\nContent-Range: bytes {first}-9/9\r\n"
+    async with agent_that(saying(b"x", "206 Partial Content", headers), tmp_path) as agent:
+        with pytest.raises(AgentFault):
+            async with agent.read_file(WorkspacePath.parse("a"), 0, 1):
+                pass
+
+
+async def test_what_is_asked_over_a_closed_connection_is_lost(tmp_path: Path) -> None:
+    async with agent_that(saying(b"{}"), tmp_path) as agent:
+        await agent.aclose()
+
+        for name, call in calls(agent).items():
+            with pytest.raises(SandboxLost):
+                await call()
+            assert name
+
+
 async def test_an_unknown_execution_is_told_as_such(tmp_path: Path) -> None:
     refusal = json.dumps({"code": "ExecutionNotFound", "message": "none"}).encode()
     async with agent_that(saying(refusal, "404 Not Found"), tmp_path) as agent:

@@ -535,3 +535,11 @@ def test_issuers_have_names_and_urls_of_their_own(names: list[str], said: str) -
 
     with pytest.raises(ValidationError, match=said):
         TypeAdapter(OidcTable).validate_python(dict.fromkeys(names, one))
+
+
+@pytest.mark.parametrize("name", ["default", "DEFAULT", "key", "token"])
+def test_no_issuer_is_called_as_the_operators_tenant_is(name: str) -> None:
+    table = {name: {"issuer": "https://idp.example", "audience": ["a"], "roles": {"executor": ["x"]}}}
+
+    with pytest.raises(ValidationError, match="no name for an issuer"):
+        TypeAdapter(OidcTable).validate_python(table)

@@ -41,6 +41,7 @@ class Kitchen:
         self.most_starting = 0
         self.failures = 0
         self.glaze = "blue"
+        self.banned: set[str] = set()
         self.most_alive = 0
         self.starts: list[float] = []
         self.may_discard = asyncio.Event()
@@ -73,6 +74,9 @@ class Kitchen:
 
     def is_current(self, item: Cup) -> bool:
         return item.glaze == self.glaze
+
+    def is_acceptable(self, item: Cup) -> bool:
+        return item.glaze not in self.banned
 
     async def discard(self, item: Cup) -> None:
         await self.may_discard.wait()
@@ -297,6 +301,20 @@ async def test_an_outdated_one_is_handed_out_only_where_there_is_no_other() -> N
             await asyncio.sleep(0.1)
 
         assert (await pool.acquire()).glaze == "green"
+
+
+async def test_what_is_no_longer_acceptable_is_nobodys() -> None:
+    kitchen = Kitchen()
+    async with pool_of(kitchen, ready=2, start_concurrency=1) as pool:
+        await asyncio.sleep(1.5)  # one stands ready, one is being made
+        assert (len(pool.ready), kitchen.starting) == (1, 1)
+        kitchen.glaze = "green"
+        kitchen.banned.add("blue")
+        pool.change(Sizes(ready=2))
+
+        assert (await pool.acquire()).glaze == "green"
+        await settle()
+        assert [cup.glaze for cup in kitchen.alive] == ["green"] * 3
 
 
 async def test_what_was_being_started_when_the_maker_changed_is_replaced_too() -> None:

@@ -149,3 +149,48 @@ async def test_files_of_all_sessions_count_together(tmp_path: Path) -> None:
             await session.delete_file(path)
 
             await session.write_file(path, data())
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_callers_who_race_for_one_identifier_need_one_place(tmp_path: Path) -> None:
+    async with gateway_with(tmp_path, sessions=2, stored_bytes=1000) as gateway:
+        await touch(gateway, "x", "one!")
+
+        await asyncio.gather(*(touch(gateway, "x", "two!") for _ in range(5)))
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_a_pool_that_goes_while_files_are_counted_disturbs_nobody(tmp_path: Path) -> None:
+    async with gateway_with(tmp_path, stored_bytes=1000) as gateway:
+        await touch(gateway, "x", "one!")
+        await touch(gateway, "y", "one!")
+        coming = asyncio.create_task(touch(gateway, "x", "two!"))
+        await asyncio.sleep(0)
+
+        await gateway.close_pool("y")
+
+        await coming
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_an_execution_that_is_sent_again_counts_once(tmp_path: Path) -> None:
+    async with (
+        gateway_with(tmp_path, executions_per_minute=2) as gateway,
+        gateway.use(ANNA, "x", "one!") as session,
+    ):
+        for _ in range(5):
+            await session.submit(ExecuteRequest("1", "1", 10))
+
+        await session.submit(ExecuteRequest("2", "1", 10))
+
+
+@pytest.mark.usefixtures("virtual_clock")
+async def test_whoever_may_start_nothing_gets_no_sandbox_for_it(tmp_path: Path) -> None:
+    async with gateway_with(tmp_path, executions_per_minute=1) as gateway:
+        async with gateway.use(ANNA, "x", "one!") as session:
+            await session.submit(ExecuteRequest("1", "1", 10))
+
+        with pytest.raises(QuotaExceeded):
+            await touch(gateway, "x", "two!")
+
+        assert len(await gateway.list_sessions(ANNA, "x")) == 1

@@ -40,6 +40,7 @@ class House:
     warm: WarmPool[Connected]
     sessions: Sessions
     journal: Journal
+    heartbeat: Heartbeat
 
     async def touch(self, identifier: str = "user", tenant: str = "t") -> LiveSession:
         async with self.sessions.use(tenant, identifier) as held:
@@ -59,8 +60,8 @@ async def house(state: Path, backend: FakeBackend | None = None, **settings: Any
         warm = await stack.enter_async_context(WarmPool("default", pool.sizes, launcher))
         clock = asyncio.get_running_loop().time
         sessions = await stack.enter_async_context(Sessions(pool, warm, journal, wall=lambda: 10**9 + clock()))
-        await stack.enter_async_context(Heartbeat(pool.lease / 4, warm, sessions))
-        yield House(backend, warm, sessions, journal)
+        heartbeat = await stack.enter_async_context(Heartbeat(pool.lease / 4, warm, sessions))
+        yield House(backend, warm, sessions, journal, heartbeat)
         await sessions.stop_all()
 
 
@@ -502,3 +503,13 @@ async def test_a_connection_that_breaks_under_a_session_that_lives_does_not_end_
             await it.sessions.lost(live, "its sandbox does not answer")
 
         assert live.ended is None
+
+
+async def test_a_shorter_lease_counts_at_once(tmp_path: Path) -> None:
+    async with house(tmp_path, lease=600) as it:
+        await asyncio.sleep(5)
+        before = it.backend.created[0].process.pings
+        it.heartbeat.quicken(2.5)
+        await asyncio.sleep(3)
+
+        assert it.backend.created[0].process.pings > before
