@@ -47,7 +47,7 @@ def main() -> None:
         files(gateway, int(options.gigabytes * (1 << 30)))
 
 
-# --- rows (a) to (e) ---------------------------------------------------------------------------------------------
+# --- latency
 
 
 class Row:
@@ -111,12 +111,12 @@ def latency(gateway: Gateway, state: Path) -> None:
     for row in (a, b, c, first, again, e):
         print(f"| {row.name} | {row.p50:.1f} | {row.p99:.1f} |")
     print(
-        f"\nc/a {c.p50 / a.p50:.2f} (to reach: 2) · c-b {c.p50 - b.p50:+.1f} ms (3) · c/e {c.p50 / e.p50:.2f} (0.2) · "
+        f"\nc/a {c.p50 / a.p50:.2f} (target: 2) · c-b {c.p50 - b.p50:+.1f} ms (3) · c/e {c.p50 / e.p50:.2f} (0.2) · "
         f"d/c' {first.p50 / again.p50:.2f} (2)\n"
     )
 
 
-# --- row (f) -----------------------------------------------------------------------------------------------------
+# --- throughput
 
 
 def throughput(gateway: Gateway) -> None:
@@ -163,7 +163,7 @@ def _in_threads(works: list[Callable[[], None]]) -> None:
         raise errors[0]
 
 
-# --- row (g) -----------------------------------------------------------------------------------------------------
+# --- memory
 
 
 def memory(gateway: Gateway) -> None:
@@ -173,7 +173,7 @@ def memory(gateway: Gateway) -> None:
     print(f"PSS of an idle session, data stack loaded (median of {len(sandboxes)}): {each / MB:.0f} MB\n")
 
 
-# --- row (i) -----------------------------------------------------------------------------------------------------
+# --- a crowd beside
 
 
 def crowd(gateway: Gateway) -> None:
@@ -194,7 +194,7 @@ def crowd(gateway: Gateway) -> None:
     print(f"\np99 beside the crowd / alone: {beside.p99 / alone.p99:.2f}\n")
 
 
-# --- row (h) -----------------------------------------------------------------------------------------------------
+# --- files
 
 
 def files(gateway: Gateway, size: int) -> None:

@@ -100,12 +100,12 @@ def _table(title: str, model: type[BaseModel], skip: Collection[str] = ()) -> li
 
 
 def _default(name: str, field: FieldInfo) -> str:
-    value: Any = field.default
     if field.is_required():
         return "required"
+    value: Any = field.default_factory() if name == "tags" else field.default  # type: ignore[misc,call-arg]
     if name == "state_dir":
         return "`/var/lib/kernelpool` as root, else `~/.local/state/kernelpool`"
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return ""
     if isinstance(value, tuple):
         return f"`{' '.join(value)}`"

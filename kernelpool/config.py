@@ -26,6 +26,7 @@ from kernelpool.errors import InvalidRequest
 from kernelpool.network import HostPatterns, Networks, Origins
 from kernelpool.pool.settings import PoolSettings, Seconds, Size
 from kernelpool.quotas import QuotaSettings
+from kernelpool.sentences import sentences
 
 FILE_NAME = "kernelpool.toml"
 PREFIX = "KERNELPOOL_"
@@ -103,9 +104,7 @@ class Settings(BaseModel):
     one nothing is kept."""
     audit_code: bool = False
     """Also append the code that was executed."""
-    pools: dict[str, PoolSettings] = Field(
-        default_factory=lambda: {"python": PoolSettings(name="python")}, min_length=1
-    )
+    pools: dict[str, PoolSettings] = Field(default_factory=_default_pools, min_length=1)
     """Pools by name, as `[pools.<name>]`; see there."""
     tenants: dict[str, QuotaSettings] = Field(default_factory=dict)
     """What tenants may use, as `[tenants.<name>]`; see there. `[tenants."*"]` is for those who are not named."""
@@ -136,11 +135,7 @@ class Settings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = (
-                f"{'.'.join(map(str, fault['loc'])) or 'settings'}: {fault['msg']}"
-                for fault in error.errors(include_url=False, include_input=False)
-            )
-            raise InvalidRequest("settings: " + "; ".join(faults)) from None
+            raise InvalidRequest(f"settings: {sentences(error)}") from None
 
 
 def _read(file: Path | None) -> dict[str, Any]:

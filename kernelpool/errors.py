@@ -186,7 +186,7 @@ class FileNotFound(NotFound):
 class Conflict(CallerError):
     code = "Conflict"
     status = 409
-    remedy = "Use another id."
+    remedy = "Do as the message says."
 
 
 class PayloadTooLarge(CallerError):

@@ -21,6 +21,7 @@ from kernelpool.errors import Conflict, InvalidRequest, KernelpoolError, PoolNot
 from kernelpool.gateway import Gateway, PoolInfo, PoolSource
 from kernelpool.pool.settings import PoolSettings, fingerprint
 from kernelpool.pool.store import PoolStore
+from kernelpool.sentences import sentences
 from kernelpool.tasks import Tasks
 from kernelpool.telemetry.audit import Action, Audit, Entry, Unaudited
 
@@ -157,11 +158,7 @@ def validated(values: Mapping[str, Any]) -> PoolSettings:
     try:
         return PoolSettings.model_validate(dict(values), strict=True)
     except ValidationError as error:
-        faults = (
-            f"{'.'.join(map(str, fault['loc'])) or 'pool'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        )
-        raise InvalidRequest("; ".join(faults)) from None
+        raise InvalidRequest(sentences(error)) from None
 
 
 def merged(pool: PoolSettings, changes: Mapping[str, Any]) -> PoolSettings:

@@ -118,8 +118,6 @@ class ExecuteRequest:
     traceparent: str | None = None
     """The caller's trace, as in W3C Trace Context: handed to the kernel, and named in the agent's log lines."""
 
-    MAX_ID = 128
-
     def __post_init__(self) -> None:
         if not self.is_id(self.id):
             raise InvalidRequest("operation-id must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -")

@@ -11,16 +11,6 @@ from kernelpool.errors import InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
-class KernelInfo:
-    """What `GET /metadata` says of the kernel."""
-
-    name: str
-    version: str
-    project_url: str
-    description: str
-
-
-@dataclass(frozen=True, slots=True)
 class Runtime:
     """A folder in kernels/. Paths in `argv` and `env` are those inside the sandbox: `/opt/venv` holds the
     packages, `/opt/kernelpool/kernels/<name>` is a read-only copy of the folder."""

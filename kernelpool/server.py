@@ -24,7 +24,8 @@ from pathlib import Path
 
 from kernelpool.agents import Connect, connect
 from kernelpool.api import make_application
-from kernelpool.api.base import Collaborators, EdgeApplication
+from kernelpool.api.application import EdgeApplication
+from kernelpool.api.base import Collaborators
 from kernelpool.api.edge import EdgePolicy, allowed_hosts
 from kernelpool.api.http_server import EdgeServer, make_server
 from kernelpool.api.listener import Crowd, raise_file_limit
@@ -39,7 +40,7 @@ from kernelpool.errors import StartFailed
 from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
 from kernelpool.management import Management
-from kernelpool.network import WILDCARD_ADDRESSES
+from kernelpool.network import LOOPBACK_HOSTS, WILDCARD_ADDRESSES
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
@@ -174,9 +175,10 @@ def _server(
 
 
 async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
-    """What the sandboxes of each pool promise here, by the name of the pool."""
+    """What the sandboxes of each pool promise here, by the name of the pool. Beside a running gateway, too, which
+    knows nothing of the throw-away sandbox."""
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(state_directory(settings.state_dir))
+        await stack.enter_async_context(state_directory(settings.state_dir, alone=False))
         sources = await stack.enter_async_context(Sources(settings.state_dir, say))
         pools = await _pools(settings, PoolStore(settings.state_dir), say)
         return {name: list(await sources.check(pool)) for name, pool in pools.items()}
@@ -212,16 +214,17 @@ async def _open_telemetry(stack: AsyncExitStack, settings: Settings, metrics: Me
 
 
 @asynccontextmanager
-async def state_directory(path: Path) -> AsyncIterator[None]:
-    """Made when it is not there, and held for one gateway. Raises `StartFailed`."""
-    lock = await asyncio.to_thread(_lock, path)
+async def state_directory(path: Path, *, alone: bool = True) -> AsyncIterator[None]:
+    """Made when it is not there, and held for one gateway; not `alone`, held only where no gateway holds it. Raises
+    `StartFailed`."""
+    lock = await asyncio.to_thread(_lock, path, alone)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path, alone: bool) -> int:
     try:
         # Others may pass through, to what is meant for sandboxes; they may not look around.
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -231,8 +234,11 @@ def _lock(path: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        os.close(lock)
-        raise StartFailed(f"another gateway is using the state directory {path}") from None
+        if alone:
+            os.close(lock)
+            raise StartFailed(
+                f"another gateway is using the state directory {path}; stop it, or give another --state-dir"
+            ) from None
     return lock
 
 
@@ -241,7 +247,8 @@ async def _listening(host: str, port: int) -> AsyncIterator[socket.socket]:
     try:
         listener = await asyncio.to_thread(_listen, host, port)
     except OSError as error:
-        raise StartFailed(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise StartFailed(f"cannot listen on {host}:{port}: {why}; give another --host or --port") from error
     with listener:
         yield listener
 
@@ -309,13 +316,17 @@ def _greet(settings: Settings, port: int, token: str | None, say: Say) -> None:
     say(f"\nPool management endpoint: {endpoint}")
     if settings.host in WILDCARD_ADDRESSES and not settings.allowed_hosts:
         say("Other machines are refused (421) until allowed_hosts names what they call this one.")
+    if settings.host not in LOOPBACK_HOSTS and not settings.tls_certificate and not settings.trusted_proxies:
+        say("Warning: without TLS (tls_certificate, or a proxy in trusted_proxies) tokens travel in the clear.")
     if token is not None:
         say(f"Token (shown only now):   {token}")
-    elif settings.token is None:
+    elif settings.token is not None:
+        say("Token: the setting `token`, which may stand in KERNELPOOL_TOKEN.")
+    else:
         say(f"Token: as printed at the first start. Delete {settings.state_dir}/token.sha256 to get a new one.")
     say("Try it:\n")
     say(
         f"curl '{endpoint}/executions?api-version=2025-10-02-preview&identifier=demo-1' "
-        f'-H "Authorization: Bearer {token or "$KERNELPOOL_TOKEN"}" '
+        f'-H "Authorization: Bearer {token or "$TOKEN"}" '
         "-H 'Content-Type: application/json' -d '{\"code\": \"1 + 1\"}'\n"
     )

@@ -99,7 +99,7 @@ class Sources:
 
 
 def describe(finding: Finding) -> str:
-    state = "holds" if finding.holds else "DOES NOT HOLD" if finding.essential else "does not hold"
+    state = "holds" if finding.holds else "DOES NOT HOLD" if finding.essential else "does not hold, not essential"
     detail = f"seen {finding.seen}, wanted {finding.wanted}" if not finding.holds else finding.seen
     remedy = f"\n    {finding.remedy}" if finding.remedy and not finding.holds else ""
     return f"{finding.name}: {state} ({detail}){remedy}"

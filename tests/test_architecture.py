@@ -17,6 +17,7 @@ ROOMS = [
     "client",
     "runtimes",
     "tasks",
+    "sentences",
     "telemetry",
     "protocol",
     "agent",

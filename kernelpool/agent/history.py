@@ -31,7 +31,7 @@ class History:
     def find(self, id: str) -> Run | None:
         """Raises `Conflict` when it ran so long ago that its outputs are no longer kept."""
         if id in self._forgotten:
-            raise Conflict(f"execution {id} has run already, and its outputs are no longer kept")
+            raise Conflict(f"execution {id} has run already, and its outputs are no longer kept; use another id")
         return self._runs.get(id)
 
     def get(self, id: str) -> Run:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from kernelpool.api import aca, arm, health, metrics, pools
-from kernelpool.api.base import Collaborators, EdgeApplication, application
+from kernelpool.api.application import EdgeApplication
+from kernelpool.api.base import Collaborators
 from kernelpool.api.openapi import executions, files, handlers, sessions
 from kernelpool.api.openapi.document import make_document
 from kernelpool.telemetry.metrics import Metrics
@@ -32,7 +33,7 @@ def make_application(
     metrics_public: bool = False,
 ) -> EdgeApplication:
     """`counted` is what /metrics shows; without it there is no such page."""
-    return application(
+    return EdgeApplication(
         [
             *health.routes(collaborators, is_ready),
             *(metrics.routes(collaborators, counted, public=metrics_public) if counted else []),

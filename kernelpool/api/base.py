@@ -15,19 +15,17 @@ from typing import Any, ClassVar, cast
 
 from tornado.escape import utf8
 from tornado.http1connection import HTTP1Connection
-from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
-from tornado.web import Application, HTTPError, RequestHandler, stream_request_body
+from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from kernelpool.api.auth import bearer_token
 from kernelpool.api.bodies import InvalidBody
-from kernelpool.api.edge import EdgePolicy, is_preflight
+from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.exchange import Exchange
 from kernelpool.api.json_text import dump_json
 from kernelpool.api.media import check_encoding, check_json, has_body
 from kernelpool.api.query import Query
 from kernelpool.api.refusals import error_envelope, retry_after
-from kernelpool.api.routes import Routes
 from kernelpool.api.sockets import OpenSockets
 from kernelpool.auth.authenticator import Authenticator
 from kernelpool.auth.principal import Principal, Role
@@ -35,7 +33,6 @@ from kernelpool.errors import (
     CallerError,
     Forbidden,
     KernelpoolError,
-    NotFound,
     PayloadTooLarge,
     SessionLimitReached,
     TryLater,
@@ -358,27 +355,6 @@ class ApiHandler(RequestHandler):
         return {"trace_id": self.trace_id, "method": self.request.method, "path": self.request.path}
 
 
-class UnknownPath(ApiHandler):
-    """Whatever no route matches: nothing, for whoever is somebody."""
-
-    def authorize(self) -> None:
-        pass
-
-    def check_method(self) -> None:
-        raise NotFound(f"nothing is at {self.request.path[:200]}")
-
-
-class RefusedHandler(ApiHandler):
-    """For what the edge does not let through."""
-
-    def initialize(self, collaborators: Collaborators, error: KernelpoolError) -> None:  # type: ignore[override]
-        super().initialize(collaborators)
-        self._error = error
-
-    async def authenticate(self) -> Principal:
-        raise self._error
-
-
 class OpenHandler(ApiHandler):
     """For everybody, with a token or without."""
 
@@ -387,47 +363,3 @@ class OpenHandler(ApiHandler):
 
     def authorize(self) -> None:
         pass
-
-
-class PreflightHandler(OpenHandler):
-    """Browsers ask without a token whether a page may send what it wants to send."""
-
-    async def options(self) -> None:
-        for name, value in self.collaborators.edge.preflight_headers(self.request):
-            self.set_header(name, value)
-        self.answer_nothing()
-
-
-class EdgeApplication(Application):
-    """Asks the edge's policy before it looks for a handler, so that none can forget to, a WebSocket's neither."""
-
-    def __init__(self, routes: list[Any], collaborators: Collaborators, **settings: Any) -> None:
-        super().__init__(
-            routes,
-            default_handler_class=UnknownPath,
-            default_handler_args={"collaborators": collaborators},
-            log_function=log_request,
-            routes=Routes(routes),
-            edge=collaborators.edge,
-            **settings,
-        )
-        self._collaborators = collaborators
-
-    def find_handler(self, request: HTTPServerRequest, **rest: Any) -> Any:
-        arguments: dict[str, Any] = {"collaborators": self._collaborators}
-        try:
-            self._collaborators.edge.check(request)
-        except KernelpoolError as error:
-            return self.get_handler_delegate(request, RefusedHandler, {**arguments, "error": error})
-        if is_preflight(request):
-            return self.get_handler_delegate(request, PreflightHandler, arguments)
-        return super().find_handler(request, **rest)
-
-
-def application(routes: list[Any], collaborators: Collaborators, **settings: Any) -> EdgeApplication:
-    return EdgeApplication(routes, collaborators, **settings)
-
-
-def log_request(handler: RequestHandler) -> None:
-    if isinstance(handler, ApiHandler):
-        handler.exchange.end(handler.get_status())

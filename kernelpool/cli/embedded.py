@@ -88,7 +88,7 @@ def _known(url: Future[str]) -> str:
     except StartFailed as error:
         if "another gateway" not in error.message:
             raise
-        remedy = "Name it with --url and --token, or give another --state-dir."
+        remedy = "Or name it with --url and --token."
         raise ClientError(error.message, code=error.code, remedy=remedy) from error
 
 

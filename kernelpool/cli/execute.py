@@ -17,7 +17,7 @@ from kernelpool.client import Client, ClientError, Done, Event, Session
 from kernelpool.client.calls import new_id
 
 timeout_option = click.option(
-    "--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="That the code may run."
+    "--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="That the code may run."
 )
 images_option = click.option(
     "-o",
@@ -105,6 +105,8 @@ def _client_for(context: click.Context, remote: Remote, pool: str, timeout: floa
 
 
 def _execute(session: Session, code: str, timeout: float | None, remote: Remote, images: Path | None) -> int:
+    if remote.as_json and images is not None:
+        raise click.UsageError("--json prints images as JSON; give it or -o, not both.")
     id = new_id()
     events = session.stream(code, timeout=timeout, id=id)
     printer = LinePrinter() if remote.as_json else OutputPrinter(images)

@@ -87,7 +87,12 @@ def remote_command(function: Callable[..., None]) -> Callable[..., None]:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, errors on stderr included.")
 pool_option = click.option("--pool", metavar="NAME", default="python", show_default=True, help="The pool.")
 session_option = click.option(
-    "-s", "--session", "identifier", metavar="ID", required=True, help="The session; made when there is none."
+    "-s",
+    "--session",
+    "identifier",
+    metavar="ID",
+    required=True,
+    help="The session; the first code, upload or list makes it.",
 )
 
 

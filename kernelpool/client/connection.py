@@ -92,7 +92,10 @@ class Connection:
         """What went wrong on the way, in our words."""
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
             why = str(error) or f"no connection within {CONNECT_SECONDS:g} s"
-            return Unreachable(f"cannot reach {self.url}: {why}", remedy="Check the URL, and that the gateway runs.")
+            remedy = "Check the URL, and that the gateway runs."
+            if "CERTIFICATE_VERIFY_FAILED" in why:
+                remedy = "Name the file of the authority that signed its certificate in SSL_CERT_FILE."
+            return Unreachable(f"cannot reach {self.url}: {why}", remedy=remedy)
         if isinstance(error, httpx.PoolTimeout):
             return Unreachable(f"more than {MAX_CONNECTIONS} calls at the same time", remedy="Make fewer at once.")
         if isinstance(error, httpx.TimeoutException):

@@ -185,6 +185,10 @@ def test_a_pool_is_made_changed_and_deleted(kernelpool: Shell) -> None:
     assert b"settings" in kernelpool("pools", "delete", "python", "--yes", code=1)
 
 
+def test_images_go_to_a_folder_or_into_json_and_not_to_both(kernelpool: Shell, identifier: str) -> None:
+    assert b"not both" in kernelpool("exec", "-s", identifier, "--json", "-o", "images", "1", code=2)
+
+
 def test_errors_are_one_line_with_what_to_do_or_one_of_json(kernelpool: Shell) -> None:
     told = kernelpool("files", "get", "-s", "none-such-session", "x", "-", code=1)
     assert told.startswith(b"Error: There is no session")

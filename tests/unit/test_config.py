@@ -23,6 +23,21 @@ def load(tmp_path: Path, text: str = "", environment: dict[str, str] | None = No
     return Settings.load(file, environment or {}, flags)
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"prot": 1}, "settings: prot: there is no such setting"),
+        ({"tls_key": "a"}, "settings: tls_certificate and tls_key go together: only one of them is set"),
+        ({"pools": {"a": {"ready": 40}}}, "settings: pools.a: ready 40 is more than max_sessions 10"),
+    ],
+)
+def test_what_is_wrong_is_said_in_our_words(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        Settings.load(None, {}, values)
+
+    assert caught.value.message == said
+
+
 def test_without_a_word_there_is_one_python_pool_on_loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
