@@ -285,7 +285,7 @@ class StartFailed(Fault):
 
     code = "SandboxStartFailed"
     status = 503
-    remedy = "Run `kernelpool doctor` on the gateway's machine."
+    remedy = "Run `kernelpool doctor` on the gateway's machine, with another --state-dir while the gateway runs."
 
 
 class PrepareFailed(Fault):

@@ -175,10 +175,10 @@ def _server(
 
 
 async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
-    """What the sandboxes of each pool promise here, by the name of the pool. Beside a running gateway, too, which
-    knows nothing of the throw-away sandbox."""
+    """What the sandboxes of each pool promise here, by the name of the pool. Raises `StartFailed` beside a gateway of
+    the same state directory."""
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(state_directory(settings.state_dir, alone=False))
+        await stack.enter_async_context(state_directory(settings.state_dir))
         sources = await stack.enter_async_context(Sources(settings.state_dir, say))
         pools = await _pools(settings, PoolStore(settings.state_dir), say)
         return {name: list(await sources.check(pool)) for name, pool in pools.items()}
@@ -214,17 +214,16 @@ async def _open_telemetry(stack: AsyncExitStack, settings: Settings, metrics: Me
 
 
 @asynccontextmanager
-async def state_directory(path: Path, *, alone: bool = True) -> AsyncIterator[None]:
-    """Made when it is not there, and held for one gateway; not `alone`, held only where no gateway holds it. Raises
-    `StartFailed`."""
-    lock = await asyncio.to_thread(_lock, path, alone)
+async def state_directory(path: Path) -> AsyncIterator[None]:
+    """Made when it is not there, and held for one gateway. Raises `StartFailed`."""
+    lock = await asyncio.to_thread(_lock, path)
     try:
         yield
     finally:
         os.close(lock)
 
 
-def _lock(path: Path, alone: bool) -> int:
+def _lock(path: Path) -> int:
     try:
         # Others may pass through, to what is meant for sandboxes; they may not look around.
         path.mkdir(mode=0o711, parents=True, exist_ok=True)
@@ -234,11 +233,10 @@ def _lock(path: Path, alone: bool) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        if alone:
-            os.close(lock)
-            raise StartFailed(
-                f"another gateway is using the state directory {path}; stop it, or give another --state-dir"
-            ) from None
+        os.close(lock)
+        raise StartFailed(
+            f"another gateway is using the state directory {path}; stop it, or give another --state-dir"
+        ) from None
     return lock
 
 

@@ -292,17 +292,6 @@ async def test_cleanup_destroys_what_a_gateway_left(tmp_path: Path) -> None:
     assert list((tmp_path / "sessions").iterdir()) == []
 
 
-async def test_the_doctor_looks_beside_a_running_gateway(tmp_path: Path) -> None:
-    async with gateway_of(settings_of(tmp_path, token=TOKEN)) as running:
-        await running.run("x = 41")
-
-        assert await server.doctor(settings_of(tmp_path), lambda line: None)
-
-        assert (await running.run("x + 1"))[1]["result"]["executionResult"] == 42
-        with pytest.raises(StartFailed, match="another gateway"):
-            await server.cleanup(settings_of(tmp_path), lambda line: None)
-
-
 @pytest.mark.parametrize(
     ("more", "warns"),
     [({"host": "0.0.0.0"}, True), ({}, False), ({"host": "0.0.0.0", "trusted_proxies": ["10.0.0.1"]}, False)],
