@@ -42,10 +42,6 @@ def test_the_metrics_page_is_current(generate: ModuleType) -> None:
     assert generate.metrics_page() == text_of("docs/metrics.md"), "run: python docs/generate.py"
 
 
-def test_the_openapi_file_is_current(generate: ModuleType) -> None:
-    assert generate.openapi_file() == text_of("docs/openapi.json"), "run: python docs/generate.py"
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
