@@ -289,7 +289,8 @@ class StartFailed(Fault):
 
 
 class PrepareFailed(Fault):
-    """A runtime's file system could not be made. Nothing half-made is left behind. Shown to the operator, at start."""
+    """A runtime's file system could not be made. Nothing half-made is left behind. What the tools said is its note, for
+    the operator: shown by `serve`, and in the log."""
 
     code = "RuntimePrepareFailed"
     status = 503

@@ -96,6 +96,8 @@ class Management:
             outcome = "succeeded"
         except KernelpoolError as error:
             outcome = error.code
+            if notes := getattr(error, "__notes__", None):
+                log.warning("pool not changed", extra={"pool": name, "error": error.message, "notes": notes})
             raise
         else:
             return result

@@ -104,7 +104,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except KernelpoolError as error:
-        raise click.ClickException(error.message) from error
+        raise click.ClickException("\n".join([error.message, *getattr(error, "__notes__", [])])) from error
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except asyncio.CancelledError:

@@ -35,6 +35,7 @@ from kernelpool.client import (
     UnexpectedAnswer,
     Unreachable,
 )
+from kernelpool.client.profiles import Profile, save_profiles
 from tests.e2e.faces import Threaded
 from tests.e2e.gateways import TOKEN, Gateway
 from tests.e2e.proxies import answer, canned, cutting
@@ -68,6 +69,16 @@ async def session(client: Any) -> AsyncIterator[Any]:
 
 def url_of(gateway: Gateway) -> str:
     return f"http://127.0.0.1:{gateway.port}"
+
+
+async def test_a_profile_leads_to_its_gateway(gateway: Gateway, tmp_path: Path) -> None:
+    file = tmp_path / "profiles.toml"
+    await asyncio.to_thread(save_profiles, {"work": Profile(url_of(gateway), TOKEN)}, file)
+
+    async with await asyncio.to_thread(AsyncClient.from_profile, "work", file=file) as client:
+        assert [pool.name for pool in await client.pools()] == ["python"]
+    with await asyncio.to_thread(Client.from_profile, "work", file=file) as blocking:
+        assert [pool.name for pool in await asyncio.to_thread(blocking.pools)] == ["python"]
 
 
 async def test_state_stays_and_code_that_raises_is_a_result(session: Any) -> None:

@@ -50,7 +50,8 @@ async def run(
 ) -> None:
     """Run to the end, in a process group that dies with a cancelled build; `heard` gets each line of its output.
 
-    Raises `PrepareFailed` with `what` and the last lines when it fails (unless not `check`) or takes too long.
+    Raises `PrepareFailed` with `what`, and the last lines as its note, when it fails (unless not `check`) or takes too
+    long.
     """
     process = await asyncio.create_subprocess_exec(
         *argv,
@@ -79,7 +80,9 @@ async def run(
         await _end(process)
     if check and code != 0:
         told = "\n".join(tail).replace(str(cwd), "")
-        raise PrepareFailed(f"{what} failed (exit code {code}):\n{told}")
+        failure = PrepareFailed(f"{what} failed (exit code {code})")
+        failure.add_note(told)
+        raise failure
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
