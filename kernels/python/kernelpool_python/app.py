@@ -43,7 +43,7 @@ CONFIG = {
         "log_level": "CRITICAL",
         "outstream_class": f"{CapturedStream.__module__}.{CapturedStream.__name__}",
     },
-    "Session": {"packer": f"{packing.__name__}.pack"},
+    "Session": {"packer": f"{packing.__name__}.pack", "unpacker": f"{packing.__name__}.unpack"},
     "HistoryManager": {"enabled": False},
     "InteractiveShell": {"colors": "nocolor", "xmode": "Context", "autoawait": True, "separate_in": ""},
     "IPCompleter": {"use_jedi": False},
