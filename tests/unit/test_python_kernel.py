@@ -400,6 +400,17 @@ def test_the_control_channel_answers_and_interrupts_while_a_cell_runs(kernel: Ke
     assert kernel.finish(request).reply["ename"] == "KeyboardInterrupt"
 
 
+def test_an_interrupt_just_before_a_cell_goes_on_reaches_it(kernel: Kernel) -> None:
+    cell = kernel.run(
+        "import asyncio, os, signal\n"
+        "asyncio.get_running_loop().call_soon(lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "await asyncio.sleep(0)\n"
+        "while True: pass"
+    )
+
+    assert cell.reply["ename"] == "KeyboardInterrupt"
+
+
 def test_an_interrupt_at_any_moment_leaves_no_request_without_a_reply(kernel: Kernel) -> None:
     for pause in range(150):
         request = kernel.send("'x' * 10")

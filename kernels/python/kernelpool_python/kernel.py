@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from inspect import isawaitable
-from signal import SIG_IGN, SIGINT, default_int_handler, signal
+from signal import SIG_IGN, SIGINT, default_int_handler, pthread_kill, signal
 from types import FrameType
 from typing import Any
 
@@ -19,6 +21,8 @@ from traitlets import Float, Type
 
 from .shell import ZMQSessionShell
 from .streams import Streams
+
+_INSIST_SECONDS = 0.05
 
 
 class NoShellChannelThread:
@@ -108,12 +112,30 @@ class SessionKernel(IPythonKernel):
     @contextmanager
     def _cancel_on_sigint(self, future: asyncio.Task[Any]) -> Iterator[None]:
         """Interrupt a cell with top-level await, also while the loop sleeps: the base class does not wake it."""
-        loop = asyncio.get_running_loop()
+        loop, main = asyncio.get_running_loop(), threading.get_ident()
+        asked, told = False, False
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
+            nonlocal asked
             if asyncio.current_task(loop) is future and _runs_user_code(frame):
                 raise KeyboardInterrupt
-            loop.call_soon_threadsafe(future.cancel)
+            loop.call_soon_threadsafe(cancel)
+            if not asked:
+                asked = True
+                # Not threading.Thread, which takes locks that the interrupted code may hold.
+                _thread.start_new_thread(insist, ())
+
+        def cancel() -> None:
+            nonlocal told
+            told = True
+            future.cancel()
+
+        def insist() -> None:
+            """The cell may have its turn before `cancel` has, and never give it back."""
+            while not told and not future.done():
+                time.sleep(_INSIST_SECONDS)
+                if not told and not future.done():
+                    pthread_kill(main, SIGINT)
 
         before = signal(SIGINT, interrupt)
         try:
