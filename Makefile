@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: serve test lint bench doctor clean
+.PHONY: serve test lint bench doctor constraints clean
 
 serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm Python pool
 	$(BIN)/kernelpool serve $(ARGS)
@@ -33,6 +33,9 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+constraints: $(VENV)/.installed-dev  ## Newer exact versions of what images hold
+	$(BIN)/python deploy/constraints.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

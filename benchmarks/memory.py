@@ -18,6 +18,11 @@ def rss(pid: int) -> int:
     return _field(Path(f"/proc/{pid}/status"), "VmRSS:")
 
 
+def available() -> int:
+    """Bytes that the machine could give to new programs."""
+    return _field(Path("/proc/meminfo"), "MemAvailable:")
+
+
 def cpu_seconds(pid: int) -> float:
     """User and system time used so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

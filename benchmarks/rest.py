@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -77,15 +77,29 @@ class Gateway:
 
     def wait_warm(self, ready: int, timeout: float = 300) -> None:
         """Until the pool has so many ready sandboxes again and none is starting."""
+        self._wait(lambda pool: pool["ready"] >= ready and pool["starting"] == 0, timeout)
+
+    def wait_ready(self, ready: int, timeout: float = 900) -> None:
+        """Until the pool has so many ready sandboxes."""
+        self._wait(lambda pool: pool["ready"] >= ready, timeout)
+
+    def ready(self) -> int:
+        """Ready sandboxes now."""
+        return int(self._pool(http.client.HTTPConnection("127.0.0.1", self.port))["ready"])
+
+    def _wait(self, holds: Callable[[dict[str, Any]], bool], timeout: float) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            connection.request("GET", "/pools/python", headers={"Authorization": f"Bearer {TOKEN}"})
-            pool = json.loads(connection.getresponse().read())
-            if pool["ready"] >= ready and pool["starting"] == 0:
+            if holds(self._pool(connection)):
                 return
             time.sleep(0.05)
-        raise TimeoutError(f"no {ready} ready sandboxes")
+        raise TimeoutError("the pool does not fill up")
+
+    def _pool(self, connection: http.client.HTTPConnection) -> dict[str, Any]:
+        connection.request("GET", "/pools/python", headers={"Authorization": f"Bearer {TOKEN}"})
+        pool: dict[str, Any] = json.loads(connection.getresponse().read())
+        return pool
 
     def sandbox_pids(self, id: str = "*") -> list[list[int]]:
         """Processes of a sandbox, or of each, by the records."""

@@ -11,14 +11,19 @@ from pydantic.fields import FieldInfo
 
 from kernelpool import errors
 from kernelpool.auth.settings import OidcSettings
+from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.config import Settings
 from kernelpool.errors import KernelpoolError
+from kernelpool.pool.container import ContainerSettings, ProbeSettings, RegistrySettings
 from kernelpool.pool.settings import LimitSettings, PoolSettings
 from kernelpool.quotas import QuotaSettings
 from kernelpool.telemetry.metrics import CollectorRegistry, Metrics
 
 FOLDER = Path(__file__).parent
 SIZES = {"max_body", "memory", "workspace", "tmp", "output_bytes", "history_bytes", "max_upload"}
+
+
+PROBE_KINDS = {"http_get", "tcp_socket"}
 
 
 def settings_page() -> str:
@@ -30,9 +35,15 @@ def settings_page() -> str:
             "`KERNELPOOL_POOLS__PYTHON__LIMITS__MEMORY`. Flags win over the environment, which wins over the file.",
             "Sizes are numbers of bytes, or text such as `512Mi` or `1Gi`. Times are seconds.",
             "",
-            *_table("The gateway", Settings, skip={"pools", "tenants", "oidc"}),
-            *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits"}),
+            *_table("The gateway", Settings, skip={"pools", "tenants", "oidc", "docker"}),
+            *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits", "container"}),
             *_table("`[pools.<name>.limits]`", LimitSettings),
+            *_table("`[pools.<name>.container]`", ContainerSettings, skip={"probes", "registry"}),
+            *_table("`[pools.<name>.container.registry]`", RegistrySettings),
+            *_table("`[pools.<name>.container.probes.startup]` and `.liveness`", ProbeSettings, skip=PROBE_KINDS),
+            '`http_get = { path = "/health", http_headers = [{ name = "X", value = "y" }] }` or `tcp_socket = {}`.',
+            "",
+            *_table("`[docker]`", DockerSettings),
             *_table("`[oidc.<name>]`", OidcSettings),
             *_table('`[tenants.<name>]`, and `[tenants."*"]` for those who are not named', QuotaSettings),
         ]
@@ -93,7 +104,7 @@ def _table(title: str, model: type[BaseModel], skip: Collection[str] = ()) -> li
 def _default(name: str, field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value: Any = field.default_factory() if name == "tags" else field.default  # type: ignore[misc,call-arg]
+    value: Any = field.default_factory() if field.default_factory else field.default  # type: ignore[misc,call-arg]
     if name == "state_dir":
         return "`/var/lib/kernelpool` as root, else `~/.local/state/kernelpool`"
     if value is None or value in ((), {}):

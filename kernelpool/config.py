@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from kernelpool.auth.settings import OidcTable
+from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.errors import InvalidRequest
 from kernelpool.network import HostPatterns, Networks, Origins
 from kernelpool.pool.settings import PoolSettings, Seconds, Size
@@ -108,8 +109,15 @@ class Settings(BaseModel):
     """Pools by name, as `[pools.<name>]`; see there."""
     tenants: dict[str, QuotaSettings] = Field(default_factory=dict)
     """What tenants may use, as `[tenants.<name>]`; see there. `[tenants."*"]` is for those who are not named."""
+    docker: DockerSettings = DockerSettings()
+    """The Docker Engine, as `[docker]`; see there."""
     oidc: OidcTable = Field(default_factory=dict)
     """OpenID Connect issuers by name, as `[oidc.<name>]`; see there."""
+
+    @property
+    def backends(self) -> Mapping[str, object]:
+        """Settings of backends, by name."""
+        return {"docker": self.docker}
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +140,8 @@ class Settings(BaseModel):
         Raises `InvalidRequest`, naming where and what."""
         values = merge(_read(file), from_environment(environment))
         values = merge(values, {name: value for name, value in flags.items() if value is not None})
+        if "host" not in values.get("docker", {}):
+            values = merge(values, engine_of(environment))
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -164,9 +174,20 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
+def engine_of(environment: Mapping[str, str]) -> dict[str, Any]:
+    """What Docker's own command line goes by, for those who have not told us of an engine."""
+    if not (host := environment.get("DOCKER_HOST")):
+        return {}
+    found: dict[str, Any] = {"host": host, "tls_verify": bool(environment.get("DOCKER_TLS_VERIFY"))}
+    if path := environment.get("DOCKER_CERT_PATH"):
+        found["cert_path"] = path
+    return {"docker": found}
+
+
 def _is_service_link(name: str, value: str) -> bool:
     """What Kubernetes tells of a Service that happens to be called kernelpool: KERNELPOOL_PORT=tcp://… and the like."""
-    return name.startswith((f"{PREFIX}SERVICE_", f"{PREFIX}PORT_")) or value.startswith(("tcp://", "udp://"))
+    is_address = "__" not in name and value.startswith(("tcp://", "udp://"))
+    return name.startswith((f"{PREFIX}SERVICE_", f"{PREFIX}PORT_")) or is_address
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

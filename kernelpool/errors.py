@@ -37,6 +37,9 @@
     └── Fault                    ours to mend; the caller can only report it
         ├── SandboxLost
         ├── AgentFault
+        ├── ContainerFault
+        │   ├── ContainerUnreachable
+        │   └── ContainerSilent
         ├── StartFailed
         └── PrepareFailed
 
@@ -278,6 +281,30 @@ class AgentFault(Fault):
     code = "AgentFault"
     status = 502
     remedy = "Stop the session and start again with a new one."
+
+
+class ContainerFault(Fault):
+    """A custom container did not answer as HTTP demands. The session goes on."""
+
+    code = "ContainerFault"
+    status = 502
+    remedy = (
+        "Mend the application in the pool's image; `.management/stopSession` gives the identifier a fresh container."
+    )
+
+
+class ContainerUnreachable(ContainerFault):
+    code = "ContainerUnreachable"
+    remedy = (
+        "Try again if it is starting something; see that the application listens on the pool's target_port and lives, "
+        "and give the pool a liveness probe, so that a container that hangs is replaced."
+    )
+
+
+class ContainerSilent(ContainerFault):
+    code = "ContainerSilent"
+    status = 504
+    remedy = "Let the application answer sooner, or piece by piece, or give the pool more `container.silence`."
 
 
 class StartFailed(Fault):

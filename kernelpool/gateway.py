@@ -16,10 +16,12 @@ from uuid import uuid4
 from kernelpool.agents import Connect
 from kernelpool.auth.principal import Principal
 from kernelpool.backends.base import Backend, RuntimeMetadata
+from kernelpool.backends.container import Probe
 from kernelpool.errors import Conflict, InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
 from kernelpool.life import SessionInfo
+from kernelpool.liveness import Liveness
 from kernelpool.pool.launcher import Connected, Launcher
 from kernelpool.pool.pool import WarmPool
 from kernelpool.pool.settings import PoolSettings
@@ -78,6 +80,8 @@ class _Pool:
     warm: WarmPool[Connected]
     sessions: Sessions
     heartbeat: Heartbeat
+    liveness: Liveness | None
+    """Of custom containers."""
     stack: AsyncExitStack
 
 
@@ -130,6 +134,11 @@ class Gateway:
     ) -> None:
         await self.aclose()
 
+    def session_in(self, sandbox: str) -> str:
+        """The guid of the session that has this sandbox, for logs; "" when none has."""
+        lives = (live for pool in self._pools.values() for live in pool.sessions)
+        return next((live.record.session for live in lives if live.record.sandbox == sandbox), "")
+
     async def aclose(self, *, discard: bool = False) -> None:
         """`discard` destroys every session and ready sandbox instead of leaving them to the next gateway."""
         self._calls.draining = True
@@ -159,6 +168,11 @@ class Gateway:
     def pools(self, principal: Principal) -> Sequence[PoolInfo]:
         """Those that the principal may enter."""
         return [_pool_info(pool) for name, pool in self._pools.items() if principal.may_enter(name)]
+
+    def runs_containers(self, name: str) -> bool:
+        """Whether the paths below a pool belong to custom containers. Tells nobody whether there is such a pool."""
+        pool = self._pools.get(name)
+        return pool is not None and pool.source.settings.container is not None
 
     @asynccontextmanager
     async def use(self, principal: Principal, pool: str, identifier: str) -> AsyncIterator[Session]:
@@ -226,6 +240,8 @@ class Gateway:
         pool.launcher.change(source.settings, source.runtime, source.backend)
         pool.sessions.change(source.settings)
         pool.heartbeat.quicken(source.settings.lease / BEATS_PER_LEASE)
+        if pool.liveness is not None:
+            pool.liveness.change(_liveness_probe(source.settings))
         pool.warm.change(source.settings.sizes)
         log.info("pool changed", extra={"pool": source.settings.name})
         return _pool_info(pool)
@@ -282,8 +298,11 @@ class Gateway:
         await stack.enter_async_context(warm)
         await stack.enter_async_context(sessions)
         heartbeat = await stack.enter_async_context(Heartbeat(settings.lease / BEATS_PER_LEASE, warm, sessions))
+        liveness = None
+        if settings.container is not None:
+            liveness = await stack.enter_async_context(Liveness(warm, sessions, _liveness_probe(settings), self._wall))
         log.info("pool opened", extra={"pool": settings.name, "adopted": len(found.ready), "sessions": len(in_use)})
-        return _Pool(source, launcher, warm, sessions, heartbeat, stack)
+        return _Pool(source, launcher, warm, sessions, heartbeat, liveness, stack)
 
     def _session(self, pool: _Pool, principal: Principal, held: Held) -> Session:
         watch = self._watch(pool, principal, held.live.record.session)
@@ -328,6 +347,10 @@ def _pool_info(pool: _Pool) -> PoolInfo:
         sessions=len(pool.sessions),
         settings=settings,
     )
+
+
+def _liveness_probe(settings: PoolSettings) -> Probe | None:
+    return settings.container.to_spec().liveness if settings.container else None
 
 
 def _check_identifier(identifier: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from kernelpool.egress.policy import EgressPolicy
 from kernelpool.journal import Record
 from kernelpool.models import AgentStatus
 from kernelpool.pool.launcher import Connected
@@ -27,6 +28,8 @@ class SessionInfo:
     expires_at: float
     """If nobody uses it until then."""
     sandbox: str
+    egress: EgressPolicy
+    """What it may reach: of its own sandbox, whatever the pool says by now."""
 
 
 class LiveSession:
@@ -69,7 +72,7 @@ class LiveSession:
 
     def learn(self, status: AgentStatus, now: float) -> None:
         """What the agent says can lengthen its life, up to `max_alive`, but not shorten it."""
-        cooldown = self.settings.cooldown
+        cooldown = self.settings.session_cooldown
         idle = 0.0 if status.running > 0 or status.queued > 0 else status.idle_seconds
         if not idle < cooldown:
             return
@@ -82,14 +85,14 @@ class LiveSession:
 
     def next_look(self, now: float) -> float:
         """Until when it lives if nobody uses it after `now`."""
-        return min(self._used_until(now) + self.settings.cooldown, self.ends_at)
+        return min(self._used_until(now) + self.settings.session_cooldown, self.ends_at)
 
     def why_over(self, now: float) -> str | None:
         """None while it is not."""
         if now >= self.ends_at:
             return f"it reached its longest life of {self.settings.max_alive:g} s"
         if now >= self.next_look(now):
-            return f"it was not used for {self.settings.cooldown:g} s"
+            return f"it was not used for {self.settings.session_cooldown:g} s"
         return None
 
     def describe(self, now: float, epoch: float) -> SessionInfo:
@@ -101,11 +104,12 @@ class LiveSession:
             last_accessed_at=epoch + self._used_until(now),
             expires_at=epoch + self.next_look(now),
             sandbox=self.record.sandbox,
+            egress=self.connected.sandbox.egress,
         )
 
     @property
     def _longest_idle(self) -> float:
-        return self.settings.cooldown - min(1.0, self.settings.cooldown / 2)
+        return self.settings.session_cooldown - min(1.0, self.settings.session_cooldown / 2)
 
     def _used_until(self, now: float) -> float:
         return now if self._holds else self._used_at

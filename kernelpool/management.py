@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from kernelpool.auth.principal import Principal
 from kernelpool.errors import Conflict, InvalidRequest, KernelpoolError, PoolNotFound, QuotaExceeded
 from kernelpool.gateway import Gateway, PoolInfo, PoolSource
+from kernelpool.pool.container import REVEAL
 from kernelpool.pool.settings import PoolSettings, fingerprint
 from kernelpool.pool.store import PoolStore
 from kernelpool.sentences import sentences
@@ -122,6 +123,11 @@ class Management:
             now = self._gateway.source_of(pool.name)
         except PoolNotFound:
             return await self._open(pool), True
+        if (now.settings.container is None) != (pool.container is None):
+            raise Conflict(
+                f"Pool '{pool.name}' cannot change between a kernel and a custom container: sessions of both would be "
+                "in it. Delete it, or make another one."
+            )
         is_same = fingerprint(now.settings, now.runtime) == fingerprint(pool, now.runtime)
         if is_same and now.settings.runtime == pool.runtime:
             source = PoolSource(pool, now.runtime, now.backend, now.metadata)
@@ -165,7 +171,7 @@ def validated(values: Mapping[str, Any]) -> PoolSettings:
 
 def merged(pool: PoolSettings, changes: Mapping[str, Any]) -> PoolSettings:
     """RFC 7396. Raises `InvalidRequest`."""
-    return validated(_merge(pool.model_dump(mode="json"), {**changes, "name": pool.name}))
+    return validated(_merge(pool.model_dump(mode="json", context=REVEAL), {**changes, "name": pool.name}))
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -363,6 +363,9 @@ class AgentConfig:
     """Write displayed images into the workspace."""
     interrupt_grace: float = 3.0
     """Seconds between the interrupt and the kernel's restart."""
+    egress_socket: str = ""
+    """Path of the socket that the proxy outside listens on. With one the agent forwards 127.0.0.1:3128 to it, and the
+    kernel is told to use that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,9 @@ class Recovery:
             if launcher is None or is_replaced or sandbox.id in contents.corrupt:
                 await self._destroy(sandbox)
                 return
-            connected = launcher.connect(sandbox)
-            status = await pulse(connected.agent)
             record = newest.get(sandbox.id)
+            connected = launcher.connect(sandbox, is_used=record is not None)
+            status = await pulse(connected.agent)
             is_current = sandbox.fingerprint == launcher.fingerprint
             match fate(record, status, pool=sandbox.pool, is_current=is_current), record, status:
                 case Fate.READY, _, _:

@@ -25,6 +25,13 @@ class Runtime:
     """Python requirement lines for /opt/venv; the agent's own (tornado, pyzmq) are always there."""
     warmup_code: str = ""
     interrupt_mode: Literal["signal", "message"] = "signal"
+    image: str = ""
+    """Of a container engine, in the place of the one that is built from all this."""
+
+
+def container_runtime(image: str) -> Runtime:
+    """What stands for a custom container where a runtime is asked for. Nothing of it is in any sandbox."""
+    return Runtime("container", "any", image, Path(), ())
 
 
 def kernels_folder() -> Path:

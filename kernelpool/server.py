@@ -36,6 +36,7 @@ from kernelpool.auth.keyring import KeyRing
 from kernelpool.auth.oidc import Issuers
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
+from kernelpool.egress.doors import Doors
 from kernelpool.errors import StartFailed
 from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
@@ -91,8 +92,9 @@ async def serve(
         certificates = await _certificates(stack, settings)
         metrics = Metrics(CollectorRegistry())
         telemetry = await _open_telemetry(stack, settings, metrics)
+        doors = await stack.enter_async_context(Doors(telemetry))
         sources = await stack.enter_async_context(
-            Sources(settings.state_dir, say, allow_insecure=settings.allow_insecure)
+            Sources(settings.state_dir, say, settings.backends, doors, allow_insecure=settings.allow_insecure)
         )
         store = PoolStore(settings.state_dir)
         pools = await _pools(settings, store, say)
@@ -101,6 +103,7 @@ async def serve(
         gateway = await stack.enter_async_context(
             Gateway(made, connect, journal, Quotas(settings.tenants), telemetry=telemetry)
         )
+        doors.session_of = gateway.session_in
         management = await stack.enter_async_context(
             Management(gateway, sources.make, store, settings.pools, settings.max_pools, telemetry.audit)
         )
@@ -179,7 +182,7 @@ async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
     the same state directory."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
-        sources = await stack.enter_async_context(Sources(settings.state_dir, say))
+        sources = await stack.enter_async_context(Sources(settings.state_dir, say, settings.backends))
         pools = await _pools(settings, PoolStore(settings.state_dir), say)
         return {name: list(await sources.check(pool)) for name, pool in pools.items()}
 
@@ -188,7 +191,7 @@ async def cleanup(settings: Settings, say: Say) -> int:
     """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions. Returns how many."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
-        sources = await stack.enter_async_context(Sources(settings.state_dir, say))
+        sources = await stack.enter_async_context(Sources(settings.state_dir, say, settings.backends))
         pools = await _pools(settings, PoolStore(settings.state_dir), say)
         backends = {pool.backend: await sources.open(pool) for pool in pools.values()}
         journal = await stack.enter_async_context(Journal(settings.state_dir))

@@ -9,15 +9,18 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from kernelpool.agents import FileContent
+from kernelpool.agents import Answer, ContainerAgent, FileContent, Forward
 from kernelpool.errors import (
     AgentFault,
+    Conflict,
+    ContainerFault,
     ExecutionNotFound,
     GatewayDraining,
     InvalidRequest,
     KernelpoolError,
     PayloadTooLarge,
     SandboxLost,
+    SandboxUnreachable,
 )
 from kernelpool.life import SessionInfo
 from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
@@ -262,6 +265,37 @@ class Session:
         with self._watch.acting(Action.DELETE_FILE):
             async with self._or_lost():
                 await self._agent.delete_file(path)
+
+    @asynccontextmanager
+    async def forward(self, request: Forward) -> AsyncIterator[Answer]:
+        """Passes a request on to the session's custom container, and its answer back, both as streams. Counts as an
+        execution. Raises `ContainerFault`, and `Conflict` where no custom container is."""
+        if not isinstance(self._agent, ContainerAgent):
+            raise Conflict(f"Pool '{self._settings.name}' runs no custom containers: nothing is forwarded.")
+        self._calls.admit()
+        self._admission.execution()
+        with self._watch.acting(Action.FORWARD) as act:
+            request = replace(request, headers=act.traced(request.headers))
+            try:
+                async with self._agent.forward(request) as answer:
+                    yield replace(answer, chunks=act.counted(answer.chunks))
+            except ContainerFault as error:
+                raise await self._verdict(error) from error
+
+    def notice(self) -> str | None:
+        """Why the identifier's session before this one ended; said once."""
+        if not isinstance(self._agent, ContainerAgent):
+            return None
+        notice, self._agent.notice = self._agent.notice, None
+        return notice
+
+    async def _verdict(self, fault: ContainerFault) -> KernelpoolError:
+        """Whether a container that does not answer lives."""
+        try:
+            why = await self._sessions.lost(self._live, "its container does not answer")
+        except SandboxUnreachable:
+            return fault
+        return SandboxLost(f"The session ended: {why}. What its container held is gone.")
 
     async def cancel_unwanted(self, id: str) -> None:
         """For `Calls`: cancels an execution unless somebody has come to want it meanwhile."""

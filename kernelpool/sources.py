@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from kernelpool.backends import BACKENDS, load_backend
-from kernelpool.backends.base import Backend, Finding, Say
+from kernelpool.backends.base import Backend, ContainerBackend, Finding, RuntimeMetadata, Say
+from kernelpool.egress.doors import DoorKeeper
 from kernelpool.errors import InvalidRequest, StartFailed
 from kernelpool.gateway import PoolSource
-from kernelpool.pool.settings import PoolSettings
-from kernelpool.runtimes import Runtime, load_runtimes
+from kernelpool.pool.settings import PoolSettings, sandbox_spec
+from kernelpool.runtimes import Runtime, container_runtime, load_runtimes
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +25,21 @@ log = logging.getLogger(__name__)
 class Sources:
     """An async context manager, over the backends that pools turn out to need."""
 
-    def __init__(self, state_dir: Path, say: Say, *, allow_insecure: bool = False) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        say: Say,
+        settings: Mapping[str, object] | None = None,
+        doors: DoorKeeper | None = None,
+        *,
+        allow_insecure: bool = False,
+    ) -> None:
+        """`settings` are those of backends, by name; one that is not in there goes by its defaults."""
         self._state_dir = state_dir
+        self._settings = settings or {}
         self._say = say
         self._allow_insecure = allow_insecure
+        self._doors = doors
         # The mutable state: backends by name, entered in the order in which pools wanted them.
         self._backends: dict[str, Backend] = {}
         self._stack = AsyncExitStack()
@@ -47,29 +60,46 @@ class Sources:
         not isolate, unless that was allowed by name."""
         async with self._lock:
             runtime, backend = await self._parts(pool)
-            metadata = await backend.prepare(runtime, self._say)
-            self._judge(pool, await backend.check(runtime, pool.limits.to_limits()))
+            metadata = await self._prepare(pool, runtime, backend)
+            self._judge(pool, await self._check(pool, runtime, backend))
             return PoolSource(pool, runtime, backend, metadata)
 
     async def check(self, pool: PoolSettings) -> Sequence[Finding]:
         """What the sandboxes of a pool promise on this machine."""
         async with self._lock:
             runtime, backend = await self._parts(pool)
-            await backend.prepare(runtime, self._say)
-            return await backend.check(runtime, pool.limits.to_limits())
+            await self._prepare(pool, runtime, backend)
+            return await self._check(pool, runtime, backend)
 
     async def open(self, pool: PoolSettings) -> Backend:
         """The backend of a pool, entered."""
         async with self._lock:
             return await self._open(pool)
 
+    async def _prepare(self, pool: PoolSettings, runtime: Runtime, backend: Backend) -> RuntimeMetadata:
+        if pool.container is None:
+            return await backend.prepare(runtime, self._say)
+        if not isinstance(backend, ContainerBackend):
+            raise InvalidRequest(
+                f"pool {pool.name!r}: the backend {pool.backend!r} runs no custom containers; say docker"
+            )
+        return await backend.prepare_container(pool.container.to_spec(), pool.container.to_registry(), self._say)
+
+    async def _check(self, pool: PoolSettings, runtime: Runtime, backend: Backend) -> Sequence[Finding]:
+        try:
+            return await backend.check(sandbox_spec(pool, runtime))
+        except InvalidRequest as error:
+            raise InvalidRequest(f"pool {pool.name!r}: {error}") from None
+
     async def _parts(self, pool: PoolSettings) -> tuple[Runtime, Backend]:
+        if pool.container is not None:
+            return container_runtime(pool.container.image), await self._open(pool)
         runtimes = await asyncio.to_thread(load_runtimes)
         if pool.runtime not in runtimes:
             raise InvalidRequest(
                 f"pool {pool.name!r}: there is no runtime {pool.runtime!r}, only {', '.join(runtimes)}"
             )
-        return runtimes[pool.runtime], await self._open(pool)
+        return replace(runtimes[pool.runtime], image=pool.image or ""), await self._open(pool)
 
     async def _open(self, pool: PoolSettings) -> Backend:
         if pool.backend not in BACKENDS:
@@ -77,10 +107,10 @@ class Sources:
                 f"pool {pool.name!r}: there is no backend {pool.backend!r}, only {', '.join(BACKENDS)}"
             )
         if pool.backend not in self._backends:
-            # What all backends' constructors have in common: a directory of their own.
+            # What all backends' constructors have in common: a directory of their own, settings, the egress proxy.
             make: Any = load_backend(pool.backend)
-            backend = await self._stack.enter_async_context(make(self._state_dir / pool.backend))
-            self._backends[pool.backend] = backend
+            made = make(self._state_dir / pool.backend, self._settings.get(pool.backend), doors=self._doors)
+            self._backends[pool.backend] = await self._stack.enter_async_context(made)
         return self._backends[pool.backend]
 
     def _judge(self, pool: PoolSettings, findings: Sequence[Finding]) -> None:

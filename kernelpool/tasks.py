@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from contextlib import suppress
 from contextvars import Context
 from typing import Any, TypeVar
@@ -13,6 +13,15 @@ from kernelpool.errors import KernelpoolError
 
 log = logging.getLogger(__name__)
 R = TypeVar("R")
+
+
+async def finish(work: Awaitable[R]) -> R:
+    """To its end, even when the caller is cancelled meanwhile: it is clearing up, and has a limit of its own."""
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.shield(task)
+    return task.result()
 
 
 class Tasks:

@@ -51,6 +51,9 @@ class Contract:
         place = ["paths", path, method.lower(), "responses", str(status)]
         answer = self._at(place)
         if answer is None:
+            place[-1] = "default"
+            answer = self._at(place)
+        if answer is None:
             return [f"{operation}: status {status} is not described"]
         if "$ref" in answer:
             place = answer["$ref"].removeprefix("#/").split("/")

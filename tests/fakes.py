@@ -37,7 +37,6 @@ from kernelpool.models import (
     Execution,
     ExecutionState,
     FileInfo,
-    Limits,
     Output,
     ResultOutput,
     StreamOutput,
@@ -399,6 +398,7 @@ class FakeSandbox:
         self.pool = spec.pool
         self.fingerprint = spec.fingerprint
         self.created_at = time.time()
+        self.egress = spec.egress
         self.address = UnixAddress(f"/nowhere/{spec.id}")
         self.secret = spec.agent.secret
         self._backend = backend
@@ -445,7 +445,7 @@ class FakeBackend:
     ) -> None:
         pass
 
-    async def check(self, runtime: Runtime, limits: Limits) -> Sequence[Finding]:
+    async def check(self, spec: SandboxSpec) -> Sequence[Finding]:
         return [Finding("isolation", True, "in memory", "in memory")]
 
     async def prepare(self, runtime: Runtime, say: Say) -> RuntimeMetadata:

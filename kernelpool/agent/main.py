@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from tornado.httpserver import HTTPServer
@@ -25,12 +26,15 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 from kernelpool.agent.app import make_app
 from kernelpool.agent.base import Sandbox, Transfers
 from kernelpool.agent.executions import Executions
+from kernelpool.agent.forwarder import Forwarder
 from kernelpool.agent.lease import Lease
 from kernelpool.agent.usage import Usage
 from kernelpool.agent.workspace import Workspace
 from kernelpool.models import AgentConfig
 
 PR_SET_DUMPABLE = 4
+BACKLOG = 4096
+"""Connections that may wait to be accepted. Past it they are refused, which looks like a dead agent."""
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every log record has; the rest are the facts of the event."""
 
@@ -87,7 +91,8 @@ def listen(where: str) -> list[socket.socket]:
         os.set_inheritable(inherited.fileno(), False)
         return [inherited]
     if kind == "unix":
-        return [bind_unix_socket(rest, mode=0o600)]
+        # Whom the directory lets through may connect: the gateway need not have our uid.
+        return [bind_unix_socket(rest, mode=0o666, backlog=BACKLOG)]
     if kind == "tcp":
         host, _, port = rest.rpartition(":")
         return bind_sockets(int(port), host)
@@ -99,7 +104,10 @@ async def serve(config: AgentConfig, sockets: list[socket.socket]) -> None:
     terminated = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     workspace = Workspace(config.workspace)
-    async with Executions(config, workspace) as executions:
+    async with AsyncExitStack() as stack:
+        if config.egress_socket:
+            await stack.enter_async_context(Forwarder(config.egress_socket))
+        executions = await stack.enter_async_context(Executions(config, workspace))
         transfers = Transfers(executions.touch)
         lease = Lease(config.lease, lambda: bool(executions.running or executions.queued or transfers.count))
         app = make_app(Sandbox(config.secret, executions, workspace, lease, transfers, Usage()))

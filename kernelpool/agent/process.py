@@ -12,6 +12,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from kernelpool.agent import forwarder
 from kernelpool.models import AgentConfig
 
 # How the ipc "ports" of a kernel are numbered in its connection file, and so in the names of its sockets.
@@ -106,10 +107,11 @@ def start_kernel(config: AgentConfig) -> KernelProcess:
         )
     )
     file.chmod(0o600)
+    proxies = forwarder.environment() if config.egress_socket else {}
     popen = subprocess.Popen(
         [word.replace("{connection_file}", str(file)) for word in config.kernel_argv],
         cwd=config.workspace,
-        env={**BASE_ENVIRONMENT, "HOME": config.workspace, **config.kernel_env},
+        env={**BASE_ENVIRONMENT, "HOME": config.workspace, **proxies, **config.kernel_env},
         stdin=subprocess.DEVNULL,
         # Output reaches us as messages. What the kernel writes besides (crashes, its own log) has no reader.
         stdout=subprocess.DEVNULL,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernelpool.api import aca, arm, health, metrics, pools
+from kernelpool.api import aca, arm, forward, health, metrics, pools
 from kernelpool.api.application import EdgeApplication
 from kernelpool.api.base import Collaborators
 from kernelpool.api.openapi import executions, files, handlers, sessions
@@ -19,6 +19,7 @@ SURFACES = [
     sessions.SURFACE,
     pools.SURFACE,
     arm.SURFACE,
+    forward.SURFACE,
     health.SURFACE,
     metrics.SURFACE,
     handlers.SURFACE,
@@ -41,6 +42,7 @@ def make_application(
             *pools.routes(collaborators),
             *arm.routes(collaborators),
             *aca.routes(collaborators),
+            *forward.routes(collaborators),
         ],
         collaborators,
     )

@@ -9,6 +9,7 @@ from tornado.web import Application, RequestHandler
 
 from kernelpool.api.base import ApiHandler, Collaborators, OpenHandler
 from kernelpool.api.edge import is_preflight
+from kernelpool.api.forward import ForwardHandler, pool_of_container
 from kernelpool.api.routes import Routes
 from kernelpool.auth.principal import Principal
 from kernelpool.errors import KernelpoolError, NotFound
@@ -67,6 +68,8 @@ class EdgeApplication(Application):
             return self.get_handler_delegate(request, RefusedHandler, {**arguments, "error": error})
         if is_preflight(request):
             return self.get_handler_delegate(request, PreflightHandler, arguments)
+        if (pool := pool_of_container(self._collaborators.gateway, request)) is not None:
+            return self.get_handler_delegate(request, ForwardHandler, arguments, path_kwargs={"pool": pool})
         return super().find_handler(request, **rest)
 
 

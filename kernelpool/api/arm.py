@@ -1,8 +1,8 @@
 """Pools in Azure's words: the `Microsoft.App/sessionPools` resource of Resource Manager.
 
-What has a counterpart here works: container type, numbers, cooldown, egress, tags. What has none is refused by its
-name, never ignored: a template that looked accepted would be believed. Changes are done when they are answered, so
-`provisioningState` is always Succeeded. The shape is that of api-version 2025-10-02-preview, and the older one of
+What has a counterpart here works: container type, template, numbers, lifecycle, egress, tags. What has none is refused
+by its name, never ignored: a template that looked accepted would be believed. Changes are done when they are answered,
+so `provisioningState` is always Succeeded. The shape is that of api-version 2025-10-02-preview, and the older one of
 `dynamicPoolConfiguration` is read too.
 """
 
@@ -11,6 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from kernelpool.api.arm_containers import (
+    read_lifecycle,
+    read_secrets,
+    read_template,
+    replacing,
+    shown_lifecycle,
+    shown_template,
+    without_nulls,
+)
 from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.api.json_text import parse_json
 from kernelpool.api.openapi.operation import Operation, Surface, answer, array_of, json_answer, object_of, ref, text
@@ -19,20 +28,21 @@ from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest
 from kernelpool.gateway import PoolInfo
 from kernelpool.management import validated
+from kernelpool.pool.container import CONTAINER
+from kernelpool.pool.settings import PoolSettings
 
 _SUBSCRIPTION = r"(?i)/subscriptions/(?P<subscription>[^/]+)"
 _GROUP = _SUBSCRIPTION + r"/resourceGroups/(?P<group>[^/]+)"
 _POOLS = r"/providers/Microsoft\.App/sessionPools"
 
-_RUNTIMES = {"pythonlts": "python", "nodelts": "node", "shell": "shell"}
-_CONTAINER_TYPES = {"python": "PythonLTS", "node": "NodeLTS", "shell": "Shell"}
+_RUNTIMES = {"pythonlts": "python", "nodelts": "node", "shell": "shell", "customcontainer": CONTAINER}
+_CONTAINER_TYPES = {"python": "PythonLTS", "node": "NodeLTS", "shell": "Shell", CONTAINER: "CustomContainer"}
+_TYPES = ", ".join(_CONTAINER_TYPES.values())
 _EGRESS = {"egressenabled": True, "egressdisabled": False}
 _READ_ONLY = {"poolManagementEndpoint", "provisioningState", "nodeCount", "templateUpdateStatus"}
 _ENVELOPE = {"id", "name", "type", "etag", "systemData", "location", "tags", "properties", "identity"}
 _NOT_HERE = {
-    "customContainerTemplate": "custom containers",
     "environmentId": "environments of custom containers",
-    "secrets": "secrets of custom containers",
     "managedIdentitySettings": "managed identities",
 }
 
@@ -67,12 +77,21 @@ class ArmPoolHandler(ApiHandler):
     async def _put(self, name: str) -> None:
         values = settings_of(_object(parse_json(bytes(self.body)), "body"))
         if "runtime" not in values:
-            raise InvalidRequest("properties.containerType: is missing; say PythonLTS, NodeLTS or Shell")
+            raise InvalidRequest(f"properties.containerType: is missing; say one of {_TYPES}")
+        is_custom = values["runtime"] == CONTAINER
+        if is_custom and not values.get("container"):
+            raise InvalidRequest("properties.containerType: a CustomContainer needs properties.customContainerTemplate")
+        values = without_nulls(_for_kind(values, is_custom=is_custom))
         info, is_new = await self.collaborators.management.put(self.principal, validated({**values, "name": name}))
         self._answer(info, 201 if is_new else 200)
 
     async def _patch(self, name: str) -> None:
         changes = settings_of(_object(parse_json(bytes(self.body)), "body"))
+        pool = self.gateway.pool(self.principal, name).settings
+        changes = replacing(_for_kind(changes, is_custom=pool.container is not None), pool)
+        if changes.get("egress") is True and pool.egress:
+            # "EgressEnabled" without a list, from a client that knows of none, takes no list away.
+            del changes["egress"]
         self._answer(await self.collaborators.management.patch(self.principal, name, changes))
 
     async def _delete(self, name: str) -> None:
@@ -101,18 +120,41 @@ def resource(pool: PoolInfo, base: str, origin: str) -> dict[str, Any]:
                 "maxConcurrentSessions": settings.max_sessions,
                 "readySessionInstances": settings.ready,
             },
-            "dynamicPoolConfiguration": {
-                "lifecycleConfiguration": {
-                    "lifecycleType": "Timed",
-                    "cooldownPeriodInSeconds": settings.cooldown,
-                }
-            },
-            "sessionNetworkConfiguration": {"status": "EgressEnabled" if settings.egress else "EgressDisabled"},
+            "dynamicPoolConfiguration": {"lifecycleConfiguration": shown_lifecycle(settings)},
+            **_custom_of(settings),
+            "sessionNetworkConfiguration": _network_of(settings.egress),
             "mcpServerSettings": {"isMcpServerEnabled": False},
             "poolManagementEndpoint": f"{origin}{base}/sessionPools/{pool.name}",
             "provisioningState": "Succeeded",
         },
     }
+
+
+def _custom_of(settings: PoolSettings) -> dict[str, Any]:
+    if (container := settings.container) is None:
+        return {}
+    return {
+        "customContainerTemplate": shown_template(container, settings.limits, settings.name),
+        "secrets": [{"name": name} for name in container.secrets],
+    }
+
+
+def _for_kind(values: dict[str, Any], *, is_custom: bool) -> dict[str, Any]:
+    """What a pool of kernels has of a container is that its lifecycle is not the container's."""
+    if is_custom or "container" not in values:
+        return values
+    if values["container"] != {"lifecycle": "timed"}:
+        raise InvalidRequest(
+            "properties.containerType: only a CustomContainer has properties.customContainerTemplate, "
+            "properties.secrets, and another lifecycle than Timed"
+        )
+    return {name: value for name, value in values.items() if name != "container"}
+
+
+def _network_of(egress: bool | list[str]) -> dict[str, Any]:
+    """Azure has no lists of domains: `allowedDomains` is a property of ours, there where it says what is enabled."""
+    network: dict[str, Any] = {"status": "EgressEnabled" if egress else "EgressDisabled"}
+    return {**network, "allowedDomains": egress} if isinstance(egress, list) else network
 
 
 def settings_of(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,21 +173,27 @@ def settings_of(body: Mapping[str, Any]) -> dict[str, Any]:
         "poolManagementType": _management_type,
         "scaleConfiguration": _scale,
         "dynamicPoolConfiguration": _lifecycle,
+        "customContainerTemplate": read_template,
+        "secrets": read_secrets,
         "sessionNetworkConfiguration": _network,
         "mcpServerSettings": _mcp,
     }
     _refuse_unknown(properties, {*known, *_NOT_HERE, *_READ_ONLY}, "properties.")
     for name, read in known.items():
         if properties.get(name) is not None:
-            values |= read(properties[name])
+            said = read(properties[name])
+            if "container" in said:  # several properties of theirs are one setting of ours
+                said["container"] = {**values.get("container", {}), **said["container"]}
+            values |= said
     return values
 
 
 def _container_type(value: Any) -> dict[str, Any]:
     runtime = _RUNTIMES.get(str(value).lower())
     if runtime is None:
-        raise InvalidRequest(f"properties.containerType: say PythonLTS, NodeLTS or Shell, not {str(value)[:40]!r}")
-    return {"runtime": runtime}
+        raise InvalidRequest(f"properties.containerType: say one of {_TYPES}, not {str(value)[:40]!r}")
+    # The backend that can; Azure has no word for it.
+    return {"runtime": runtime, **({"backend": "docker"} if runtime == CONTAINER else {})}
 
 
 def _management_type(value: Any) -> dict[str, Any]:
@@ -171,26 +219,28 @@ def _lifecycle(value: Any) -> dict[str, Any]:
         **{name: item for name, item in outer.items() if name != "lifecycleConfiguration"},
         **_object(outer.get("lifecycleConfiguration") or {}, path + ".lifecycleConfiguration"),
     }
-    kind = inner.pop("lifecycleType", inner.pop("executionType", None)) or "Timed"
-    if str(kind).lower() != "timed":
-        raise InvalidRequest(f"{path}: only the lifecycle type Timed exists here, not {str(kind)[:40]!r}")
+    kind = inner.pop("lifecycleType", inner.pop("executionType", None))
+    lifecycle = read_lifecycle(str(kind), path) if kind else {}
     inner = {name: item for name, item in inner.items() if item is not None}
     names = {
         "cooldownPeriodInSeconds": "cooldown",
         "coolDownPeriodInSeconds": "cooldown",
         "maxAlivePeriodInSeconds": "max_alive",
     }
-    return _renamed(inner, names, path)
+    return {**_renamed(inner, names, path), **lifecycle}
 
 
 def _network(value: Any) -> dict[str, Any]:
     path = "properties.sessionNetworkConfiguration"
     network = _object(value, path)
-    _refuse_unknown(network, {"status"}, path + ".")
+    _refuse_unknown(network, {"status", "allowedDomains"}, path + ".")
     egress = _EGRESS.get(str(network.get("status")).lower())
     if egress is None:
         raise InvalidRequest(f"{path}.status: say EgressEnabled or EgressDisabled")
-    return {"egress": egress}
+    domains = network.get("allowedDomains")
+    if not egress and domains:
+        raise InvalidRequest(f"{path}.allowedDomains: contradicts the status EgressDisabled")
+    return {"egress": egress if domains is None else domains}
 
 
 def _mcp(value: Any) -> dict[str, Any]:
@@ -295,15 +345,30 @@ SURFACE = Surface(
                         "dynamicPoolConfiguration": object_of(
                             {
                                 "lifecycleConfiguration": object_of(
-                                    {"lifecycleType": text(), "cooldownPeriodInSeconds": {"type": "number"}}
+                                    {
+                                        "lifecycleType": text(),
+                                        "cooldownPeriodInSeconds": {"type": "number"},
+                                        "maxAlivePeriodInSeconds": {"type": "number"},
+                                    },
+                                    optional=("cooldownPeriodInSeconds", "maxAlivePeriodInSeconds"),
                                 )
                             }
                         ),
-                        "sessionNetworkConfiguration": object_of({"status": text()}),
+                        "customContainerTemplate": _ANY | {"description": "Of a CustomContainer."},
+                        "secrets": array_of(object_of({"name": text()})) | {"description": "Of a CustomContainer."},
+                        "sessionNetworkConfiguration": object_of(
+                            {
+                                "status": text(),
+                                "allowedDomains": array_of(text())
+                                | {"description": "Of ours: with it, only these domains can be reached."},
+                            },
+                            optional=("allowedDomains",),
+                        ),
                         "mcpServerSettings": object_of({"isMcpServerEnabled": {"type": "boolean"}}),
                         "poolManagementEndpoint": text(format="uri"),
                         "provisioningState": text(),
-                    }
+                    },
+                    optional=("customContainerTemplate", "secrets"),
                 ),
             }
         ),

@@ -130,6 +130,9 @@ class ApiHandler(RequestHandler):
     takes_json = True
     """Whether a body of POST, PUT and PATCH must be JSON by its Content-Type."""
 
+    takes_encodings = False
+    """Whether a body may be compressed: nothing is ever unpacked here."""
+
     async def accept(self) -> None:
         """Called with the headers read and the caller known, before the body comes. Raises to refuse the request."""
 
@@ -327,7 +330,8 @@ class ApiHandler(RequestHandler):
     def _check_body_headers(self) -> None:
         """Whatever Tornado would answer with a bare 400, or would not look at."""
         headers = self.request.headers
-        check_encoding(headers)
+        if not self.takes_encodings:
+            check_encoding(headers)
         if self.takes_json and self.request.method in ("POST", "PUT", "PATCH") and has_body(headers):
             check_json(headers)
         length = headers.get("Content-Length")

@@ -117,16 +117,27 @@ def _settings_schema(*, patch: bool = False) -> Json:
     """Of `PoolSettings`, without the name; with sizes as text where they are sent; with null for the default in a
     patch."""
     schema = PoolSettings.model_json_schema()
-    limits = schema.pop("$defs")["LimitSettings"]
-    properties = {**schema["properties"], "limits": limits}
+    properties = _inlined(schema["properties"], schema.pop("$defs"))
+    limits = properties["limits"]
     del properties["name"]
     for holder, names in ((properties, ("max_upload", "output_bytes", "history_bytes")), (limits["properties"], SIZES)):
         for name in names:
             holder[name] = {**holder[name], **_SIZE}
+    properties["egress"]["anyOf"].append({"type": "string", "description": "Domains, with commas between them."})
     if patch:
         limits["properties"] = _or_null(limits["properties"])
         properties = _or_null(properties)
     return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _inlined(value: Any, definitions: Json) -> Any:
+    """Without references: they would point into another document."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            named = definitions[value["$ref"].rpartition("/")[2]]
+            return _inlined({**named, **{key: item for key, item in value.items() if key != "$ref"}}, definitions)
+        return {key: _inlined(item, definitions) for key, item in value.items()}
+    return [_inlined(item, definitions) for item in value] if isinstance(value, list) else value
 
 
 def _or_null(properties: Mapping[str, Json]) -> Json:

@@ -57,7 +57,8 @@ def modern_listing(files: Sequence[FileInfo], listed: WorkspacePath) -> dict[str
 
 
 def session(info: SessionInfo) -> dict[str, Any]:
-    """`expireAt` is what built-in pools say, `expiresAt` what custom containers say: clients read either."""
+    """`expireAt` is what built-in pools say, `expiresAt` what custom containers say: clients read either.
+    `egress` is ours."""
     expires = timestamp(info.expires_at)
     return {
         "identifier": info.identifier,
@@ -66,6 +67,7 @@ def session(info: SessionInfo) -> dict[str, Any]:
         "lastAccessedAt": timestamp(info.last_accessed_at),
         "expireAt": expires,
         "expiresAt": expires,
+        "egress": info.egress.describe(),
     }
 
 

@@ -10,6 +10,7 @@ from kernelpool.backends.base import Backend
 
 BACKENDS: Final[Mapping[str, str]] = {
     "bubblewrap": "kernelpool.backends.bubblewrap:BubblewrapBackend",
+    "docker": "kernelpool.backends.docker.backend:DockerBackend",
 }
 """Name → where its class is; imported when it is used."""
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
+from kernelpool.backends.container import ContainerSpec, Registry
+from kernelpool.egress.policy import NOTHING, EgressPolicy
 from kernelpool.models import AgentConfig, Limits
 from kernelpool.runtimes import Runtime
 
@@ -39,7 +41,13 @@ class SandboxSpec:
     runtime: Runtime
     limits: Limits
     agent: AgentConfig
-    egress: bool = False
+    egress: EgressPolicy = NOTHING
+    """What it may reach for as long as it lives, whatever the pool says later."""
+    oci_runtime: str | None = None
+    """What a container engine runs it with, such as `runsc`; None is the engine's default."""
+    gpus: int | Literal["all"] | None = None
+    container: ContainerSpec | None = None
+    """A custom container: nothing of ours is in it, `runtime` and `agent` mean nothing."""
 
 
 class Sandbox(Protocol):
@@ -57,6 +65,10 @@ class Sandbox(Protocol):
     @property
     def created_at(self) -> float:
         """Seconds since the epoch."""
+
+    @property
+    def egress(self) -> EgressPolicy:
+        """What it was made with, and what holds for it until its end."""
 
     @property
     def address(self) -> Address: ...
@@ -126,14 +138,24 @@ class Backend(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    async def check(self, runtime: Runtime, limits: Limits) -> Sequence[Finding]:
-        """Starts a throw-away sandbox and compares what an attacker sees in it with what was promised."""
+    async def check(self, spec: SandboxSpec) -> Sequence[Finding]:
+        """Starts a throw-away sandbox like those of `spec`, and compares what an attacker sees in it with what was
+        promised. Raises `InvalidRequest` for a setting that this backend does not have."""
 
     async def prepare(self, runtime: Runtime, say: Say) -> RuntimeMetadata:
         """Makes the runtime's file system (tree or image) if it is not there yet; may take minutes the first time."""
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        """Starts a sandbox; its agent may not answer yet. Raises `StartFailed`, leaving nothing behind."""
+        """Starts a sandbox; its agent may not answer yet. Raises `StartFailed`, leaving nothing behind, or
+        `BackendUnavailable` while what makes sandboxes is away; what it has by then goes when it is back."""
 
     async def adopt(self) -> Sequence[Sandbox]:
         """The living sandboxes that an earlier gateway made; traces of dead ones are removed on the way."""
+
+
+@runtime_checkable
+class ContainerBackend(Protocol):
+    """What a `Backend` has besides if it can make sandboxes of `spec.container`."""
+
+    async def prepare_container(self, container: ContainerSpec, registry: Registry | None, say: Say) -> RuntimeMetadata:
+        """Fetches the image if it is not there. Raises `PrepareFailed`, saying why it is not to be had."""

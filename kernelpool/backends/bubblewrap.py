@@ -6,10 +6,8 @@ The policy is `bwrap_argv` and `seccomp`; this module starts it, keeps account o
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,15 +20,16 @@ from kernelpool.backends.bwrap_argv import root_entries
 from kernelpool.backends.host import BubblewrapSettings, Host, open_host
 from kernelpool.backends.launcher import UidInUse
 from kernelpool.backends.processes import Process
-from kernelpool.backends.records import Record
+from kernelpool.backends.records import Record, door_of
 from kernelpool.backends.sandboxed import BubblewrapSandbox, erase
 from kernelpool.backends.start import Shown, Start
-from kernelpool.backends.tree import Tree, build_tree, prune
+from kernelpool.backends.tree.build import Tree, build_tree, prune
 from kernelpool.backends.tree.steps import in_thread
 from kernelpool.backends.uids import Uids
-from kernelpool.errors import StartFailed
-from kernelpool.models import AgentConfig, Limits
+from kernelpool.egress.doors import DoorKeeper
+from kernelpool.errors import InvalidRequest, StartFailed
 from kernelpool.runtimes import Runtime
+from kernelpool.tasks import finish
 
 __all__ = ["BubblewrapBackend", "BubblewrapSettings"]
 
@@ -49,11 +48,14 @@ class BubblewrapBackend:
         state: Path,
         settings: BubblewrapSettings | None = None,
         *,
+        doors: DoorKeeper | None = None,
         build_tree: TreeBuilder = build_tree,
     ) -> None:
+        """Without `doors` no sandbox can be held to a list of domains, and none that is gets its way out back."""
         self._path = state
         self._settings = settings or BubblewrapSettings()
         self._build_tree = build_tree
+        self._doors = doors
         self._opened: Host | None = None
         self._uids = Uids(self._settings.first_uid, self._settings.last_uid) if os.geteuid() == 0 else None
         self._trees: dict[str, Shown] = {}
@@ -101,21 +103,17 @@ class BubblewrapBackend:
                 self._trees[runtime.name] = Shown(tree, entries)
             return self._trees[runtime.name]
 
-    async def check(self, runtime: Runtime, limits: Limits) -> Sequence[Finding]:
+    async def check(self, spec: SandboxSpec) -> Sequence[Finding]:
         host = self._host
+        if spec.oci_runtime is not None or spec.gpus is not None or spec.runtime.image:
+            raise InvalidRequest("bubblewrap has no oci_runtime, no gpus and no image: use the Docker backend")
         findings = doctor.host_findings(host.bwrap, host.cgroups.controllers, self._uids is not None)
-        shown = await self._tree(runtime, log.info)
+        shown = await self._tree(spec.runtime, log.info)
         program = await in_thread(doctor.install_probe, host.state.path)
-        spec = SandboxSpec(
-            id=secrets.token_hex(6),
-            pool="doctor",
-            fingerprint="doctor",
-            runtime=runtime,
-            limits=limits,
-            agent=AgentConfig(secret=secrets.token_urlsafe(), kernel_argv=()),
-        )
         try:
-            sandbox = await self._start(spec, replace(shown, tree=replace(shown.tree, program=program)))
+            sandbox = await self._start(
+                doctor.throw_away(spec), replace(shown, tree=replace(shown.tree, program=program))
+            )
         except StartFailed as error:
             return [*findings, doctor.start_finding(error)]
         try:
@@ -124,7 +122,9 @@ class BubblewrapBackend:
             await sandbox.destroy()
 
     async def create(self, spec: SandboxSpec) -> Sandbox:
-        if spec.egress and self._host.network is None:
+        if spec.egress.mode == "domains" and self._doors is None:
+            raise StartFailed("there is no proxy here that could hold sessions to a list of domains")
+        if spec.egress.mode == "outside" and self._host.network is None:
             raise StartFailed(egress.INSTALL)
         return await self._start(spec, await self._tree(spec.runtime, log.info))
 
@@ -149,7 +149,11 @@ class BubblewrapBackend:
         if processes is None:
             await erase(record, folder)
             return
-        self._sandboxes[record.id] = BubblewrapSandbox(record, folder, *processes, self._removed)
+        sandbox = self._sandboxes[record.id] = BubblewrapSandbox(record, folder, *processes, self._removed)
+        try:
+            await self._open_door(sandbox)
+        except StartFailed as error:  # it lives on without a way out
+            log.error("adopted sandbox has no egress", extra={"sandbox": record.id}, exc_info=error)
         if self._uids and record.uid is not None:
             self._uids.claim([record.uid])
 
@@ -175,6 +179,8 @@ class BubblewrapBackend:
 
     async def _removed(self, sandbox: BubblewrapSandbox, gone: bool) -> None:
         self._sandboxes.pop(sandbox.id, None)
+        if self._doors:
+            await self._doors.close(sandbox.id)
         if gone and self._uids and sandbox.record.uid is not None:
             self._uids.give_back(sandbox.record.uid)
 
@@ -196,7 +202,7 @@ class BubblewrapBackend:
         try:
             sandbox = await start.run(self._removed)
         except BaseException as error:
-            gone = await _finish(erase(start.record, start.folder))
+            gone = await finish(erase(start.record, start.folder))
             if gone and uid is not None and self._uids and not isinstance(error, UidInUse):
                 self._uids.give_back(uid)
             if isinstance(error, OSError | TimeoutError):
@@ -205,13 +211,19 @@ class BubblewrapBackend:
         finally:
             self._starting.discard(spec.id)
         self._sandboxes[spec.id] = sandbox
+        try:
+            await self._open_door(sandbox)
+        except BaseException:
+            await finish(sandbox.destroy())
+            raise
         return sandbox
 
-
-async def _finish(work: Awaitable[bool]) -> bool:
-    """To its end, even when the caller is cancelled meanwhile: it is clearing up, and has a limit of its own."""
-    task = asyncio.ensure_future(work)
-    while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.shield(task)
-    return task.result()
+    async def _open_door(self, sandbox: BubblewrapSandbox) -> None:
+        """With the policy that it was made with, whatever its pool says by now. Raises `StartFailed`."""
+        if self._doors is None or sandbox.egress.mode != "domains":
+            return
+        folder, record = door_of(self._host.state.sandbox(sandbox.id)), sandbox.record
+        try:
+            await self._doors.open(sandbox.id, sandbox.pool, sandbox.egress, folder, record.uid)
+        except OSError as error:
+            raise StartFailed("the way from a sandbox to the egress proxy could not be made") from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from kernelpool.egress.doors import FOLDER_INSIDE
 from kernelpool.models import WORKSPACE
 
 SANDBOX_UID: Final = 65532
@@ -69,6 +70,9 @@ class View:
     """Files of /proc that tell about the host; shown empty."""
     empty: Path = Path("/dev/null")
     """An empty file, for `masked`."""
+    door: Path | None = None
+    """The folder with the socket of the egress proxy, shown read-only; the folder, because the next gateway makes
+    another socket there."""
 
 
 def root_entries(root: Path, files: Sequence[str]) -> tuple[RootEntry, ...]:
@@ -128,6 +132,8 @@ def _file_system(view: View) -> Iterator[str]:
     yield from ("--ro-bind", str(view.program), PROGRAM)
     for path, file in view.files.items():
         yield from ("--ro-bind", str(file), path)
+    if view.door is not None:
+        yield from ("--ro-bind", str(view.door), FOLDER_INSIDE)
     yield from ("--proc", "/proc")
     for path in view.masked:
         yield from ("--ro-bind", str(view.empty), path)

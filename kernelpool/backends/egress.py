@@ -19,9 +19,10 @@ from typing import Final
 
 from kernelpool.backends import plug
 from kernelpool.backends.launcher import marker
-from kernelpool.backends.nftables import PRIVATE, Network, egress_filter
+from kernelpool.backends.nftables import Network, egress_filter
 from kernelpool.backends.processes import identify
 from kernelpool.backends.records import ProcessId
+from kernelpool.egress.addresses import PRIVATE
 from kernelpool.errors import StartFailed
 
 _TIMEOUT: Final = 25.0
@@ -68,7 +69,7 @@ def host_addresses(fib_trie: str) -> list[Network]:
 def connect(program: NetworkProgram, init: ProcessId, uid: int | None, id: str, cgroups: Sequence[str]) -> ProcessId:
     """Gives the sandbox the outside network and returns that network's process. Raises `StartFailed`. Blocks."""
     forbidden = [*PRIVATE, *host_addresses(Path("/proc/net/fib_trie").read_text())]
-    filters = [egress_filter(RESOLVER, forbidden, reject=reject) for reject in (True, False)]
+    filters = [egress_filter([RESOLVER], forbidden, reject=reject) for reject in (True, False)]
     order = {
         "init": init.pid,
         "uid": uid,

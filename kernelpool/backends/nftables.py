@@ -8,30 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 Network = ipaddress.IPv4Network
-
-PRIVATE: Final[Sequence[Network]] = tuple(
-    map(
-        ipaddress.IPv4Network,
-        (
-            "0.0.0.0/8",
-            "10.0.0.0/8",
-            "100.64.0.0/10",  # carrier NAT, and a cloud's metadata
-            "127.0.0.0/8",  # but over the loopback interface
-            "168.63.129.16/32",  # another cloud's metadata
-            "169.254.0.0/16",
-            "172.16.0.0/12",
-            "192.0.0.0/24",
-            "192.168.0.0/16",
-            "198.18.0.0/15",
-            "224.0.0.0/3",  # multicast, reserved, broadcast
-        ),
-    )
-)
-"""Where a sandbox must not get to: whatever is not the public internet."""
 
 _SUBSYSTEM: Final = 10
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE = 0, 3, 6
@@ -46,16 +26,16 @@ _META_OIF: Final = 5
 _TABLE, _CHAIN = b"kernelpool\0", b"output\0"
 
 
-def egress_filter(resolver: str, forbidden: Iterable[Network], *, reject: bool) -> tuple[bytes, int]:
+def egress_filter(resolvers: Iterable[str], forbidden: Iterable[Network], *, reject: bool) -> tuple[bytes, int]:
     """The batch, and the number of answers that the kernel gives to it.
 
-    IPv4: itself, DNS at `resolver`, and all that is not `forbidden`. IPv6: itself. What is not allowed fails at once
-    with `reject`, which not every kernel has, and is dropped without.
+    IPv4: itself, DNS at the `resolvers`, and all that is not `forbidden`. IPv6: itself. What is not allowed fails at
+    once with `reject`, which not every kernel has, and is dropped without.
     """
     refuse = _rejection() if reject else _verdict(_DROP)
     rules = [
         (_IPV4, _over_loopback() + _verdict(_ACCEPT)),
-        (_IPV4, _to(Network(resolver)) + _to_port(53) + _verdict(_ACCEPT)),
+        *((_IPV4, _to(Network(resolver)) + _to_port(53) + _verdict(_ACCEPT)) for resolver in resolvers),
         *((_IPV4, _to(network) + refuse) for network in forbidden),
         (_IPV6, _over_loopback() + _verdict(_ACCEPT)),
         (_IPV6, _verdict(_DROP)),

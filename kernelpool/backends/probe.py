@@ -1,4 +1,4 @@
-"""What an attacker sees in a sandbox. Runs there in the agent's place, tells one caller as JSON, and ends.
+"""What an attacker sees in a sandbox. Runs there in the agent's place, tells callers as a line of JSON, and ends.
 
 Standard library only, with `syscall_table` copied beside it. It asks for forbidden things, so it refuses to run where
 it could get them.
@@ -22,6 +22,7 @@ try:
 except ImportError:
     from kernelpool.backends.syscall_table import syscall_numbers
 
+_PATIENCE: Final = 20
 _CAP_SYS_ADMIN: Final = 1 << 21
 _CLONE_NEWUSER: Final = 0x10000000
 
@@ -111,12 +112,37 @@ ADDRESSES: Final = ("169.254.169.254", "168.63.129.16", "10.0.0.1", "192.168.0.1
 
 def main() -> None:
     _refuse_where_it_could_do_harm()
-    answer = json.dumps(look()).encode()
-    with socket.socket(fileno=3) as listener:
-        listener.settimeout(20)
-        caller, _ = listener.accept()
-        with caller:
-            caller.sendall(answer)
+    with _listener() as listener:
+        listener.settimeout(_PATIENCE)
+        while True:  # until nobody has asked for that long
+            try:
+                caller, _ = listener.accept()
+            except TimeoutError:
+                return
+            with caller:
+                _tell_apart(caller)
+
+
+def _tell_apart(caller: socket.socket) -> None:
+    """In a process of its own: a look may change who looks, where a call is not refused."""
+    if (pid := os.fork()) == 0:
+        try:
+            caller.sendall(json.dumps(look()).encode() + b"\n")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def _listener() -> socket.socket:
+    """Where the agent would listen: a descriptor that it inherits, or a path."""
+    where = sys.argv[sys.argv.index("--listen") + 1] if "--listen" in sys.argv else "fd:3"
+    if where.startswith("fd:"):
+        return socket.socket(fileno=int(where.removeprefix("fd:")))
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(where.removeprefix("unix:"))
+    os.chmod(where.removeprefix("unix:"), 0o666)  # noqa: S103 - as the agent does; its directory is closed
+    listener.listen()
+    return listener
 
 
 def look() -> dict[str, Any]:
@@ -161,7 +187,9 @@ def _status(name: str) -> str:
 
 
 def _capabilities() -> dict[str, int]:
-    return {name: int(_status(name), 16) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    """Sets that this kernel knows: gVisor's tells of no ambient ones."""
+    told = {name: _status(name) for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+    return {name: int(value, 16) for name, value in told.items() if value}
 
 
 def _read(path: str) -> str:

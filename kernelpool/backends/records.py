@@ -14,6 +14,7 @@ from typing import Final, Self
 
 RECORD: Final = "sandbox.json"
 SOCKET: Final = "agent.sock"
+DOORS: Final = "doors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class Record:
     boot_id: str
     uid: int | None
     """The user that the sandbox belongs to outside; None is the gateway's own."""
+    egress: bool | list[str] = False
+    """The policy that it is made with, as `EgressPolicy.of` reads it."""
     cgroups: tuple[str, ...] = ()
     root: str = ""
     program: str = ""
@@ -64,6 +67,11 @@ class Record:
         with open(temporary, "w", opener=_private) as file:
             json.dump(asdict(self), file)
         temporary.replace(folder / RECORD)
+
+
+def door_of(folder: Path) -> Path:
+    """Where a sandbox's way to the proxy lies, of its folder: it must get there, and into nothing else of ours."""
+    return folder.parents[1] / DOORS / folder.name
 
 
 def _private(path: str, flags: int) -> int:

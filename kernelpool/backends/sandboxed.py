@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from kernelpool.backends.base import UnixAddress
 from kernelpool.backends.cgroups import Cgroup
 from kernelpool.backends.launcher import LastWords, marker
 from kernelpool.backends.processes import Process, find, identify, kill_all
-from kernelpool.backends.records import RECORD, SOCKET, ProcessId, Record
+from kernelpool.backends.records import RECORD, SOCKET, ProcessId, Record, door_of
 from kernelpool.backends.tree.steps import in_thread
+from kernelpool.egress.policy import EgressPolicy
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,10 @@ class BubblewrapSandbox:
     @property
     def created_at(self) -> float:
         return self._record.created_at
+
+    @property
+    def egress(self) -> EgressPolicy:
+        return EgressPolicy.of(self._record.egress)
 
     @property
     def address(self) -> UnixAddress:
@@ -178,6 +184,7 @@ def _members(cgroup: Cgroup) -> list[ProcessId | None]:
 
 def _remove_folder(folder: Path) -> None:
     """The record last: while anything is there, so is what says whose it is."""
+    shutil.rmtree(door_of(folder), ignore_errors=True)
     with contextlib.suppress(FileNotFoundError):
         for file in sorted(folder.iterdir(), key=lambda file: file.name == RECORD):
             file.unlink()

@@ -35,9 +35,9 @@ from kernelpool.backends.cgroups import Cgroup
 from kernelpool.backends.host import BubblewrapSettings, Host
 from kernelpool.backends.launcher import LastWords, Launch, rlimits, sealed
 from kernelpool.backends.processes import Process, identify, parent
-from kernelpool.backends.records import SOCKET, ProcessId, Record
+from kernelpool.backends.records import SOCKET, ProcessId, Record, door_of
 from kernelpool.backends.sandboxed import BubblewrapSandbox, Removed
-from kernelpool.backends.tree import Tree
+from kernelpool.backends.tree.build import Tree
 from kernelpool.backends.tree.steps import in_thread
 from kernelpool.errors import StartFailed
 
@@ -75,6 +75,7 @@ class Start:
             secret=spec.agent.secret,
             boot_id=host.boot,
             uid=uid,
+            egress=spec.egress.setting,
             cgroups=tuple(map(str, host.cgroups.named(spec.id).paths)),
             root=str(shown.tree.root),
             program=str(shown.tree.program),
@@ -96,7 +97,7 @@ class Start:
                 gate_theirs.close()
                 async with asyncio.timeout(self._settings.start_timeout):
                     monitor, init = await self._identify(status, launched, last_words)
-                    if self._spec.egress:
+                    if self._spec.egress.mode == "outside":
                         await self._connect(init)
                     await self._open_gate(gate, init, last_words)
             processes = await in_thread(Process.open_both, monitor, init)
@@ -110,6 +111,10 @@ class Start:
         self.folder.mkdir(mode=0o700)
         self.record.save(self.folder)
         self._host.cgroups.create(self._spec.id, self._spec.limits)
+        if self._spec.egress.mode == "domains":
+            door_of(self.folder).mkdir(mode=0o700)
+            if self.record.uid is not None:
+                os.chown(door_of(self.folder), self.record.uid, self.record.uid)
 
     def _launch(self, fds: dict[int, int], last_words: LastWords) -> int:
         view = View(
@@ -119,9 +124,10 @@ class Start:
             workspace=self._spec.limits.workspace,
             tmp=self._spec.limits.tmp,
             shm=self._settings.shm,
-            files=self._host.state.files(egress=self._spec.egress),
+            files=self._host.state.files(egress=self._spec.egress.mode == "outside"),
             masked=self._host.masked,
             empty=self._host.state.empty,
+            door=door_of(self.folder) if self._spec.egress.mode == "domains" else None,
         )
         with ExitStack() as stack:
             listener = stack.enter_context(_listen(self.folder / SOCKET))

@@ -2,6 +2,7 @@
 
 lock             held by the gateway that is running
 bin/             a copy of the bundled bwrap
+doors/<id>/      egress.sock, for the user of that sandbox; shown in it as /run/kp
 etc/             files that every sandbox is shown
 probe/           what the doctor shows a sandbox in the agent's place
 runtimes/        trees, see backends/tree
@@ -10,7 +11,6 @@ sandboxes/<id>/  agent.sock and sandbox.json, for the gateway alone
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -20,7 +20,8 @@ from typing import Final
 
 from kernelpool.backends.bwrap_argv import SANDBOX_UID
 from kernelpool.backends.egress import RESOLVER
-from kernelpool.backends.records import SOCKET
+from kernelpool.backends.locks import take_lock
+from kernelpool.backends.records import DOORS, SOCKET
 from kernelpool.errors import StartFailed
 
 _SOCKET_PATH_BYTES: Final = 107
@@ -56,7 +57,7 @@ class StateFolder:
         except OSError as error:
             raise StartFailed(f"the state directory {self.path} cannot be used: {error.strerror}") from error
         self._check_way()
-        self._take_lock()
+        self._lock = take_lock(self.path)
 
     def close(self) -> None:
         if self._lock >= 0:
@@ -95,6 +96,9 @@ class StateFolder:
         elif self.path.stat().st_mode & 0o022:
             raise StartFailed(f"the state directory {self.path} is not ours alone: choose a directory that is new")
         self.sandboxes.mkdir(mode=0o700, exist_ok=True)
+        doors = self.path / DOORS
+        doors.mkdir(mode=0o711, exist_ok=True)
+        doors.chmod(0o711)  # to be passed through by the users of sandboxes, not to be looked around in
         folder = self.path / "etc"
         folder.mkdir(mode=0o755, exist_ok=True)
         folder.chmod(0o755)
@@ -116,11 +120,3 @@ class StateFolder:
                     f"the users of sandboxes cannot get into the state directory, because {folder} is closed to "
                     f"others: choose another state directory, or run `chmod o+x {folder}`"
                 )
-
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise StartFailed(f"another gateway is using the state directory {self.path}") from None

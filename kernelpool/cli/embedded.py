@@ -51,6 +51,7 @@ def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -
             "token": secrets.token_urlsafe(32),
             "state_dir": settings.state_dir,
             "allow_insecure": settings.allow_insecure,
+            "docker": settings.docker.model_dump(),
             "pools": {name: each.model_dump() for name, each in pools.items()},
         }
     )

@@ -13,6 +13,7 @@ import click
 
 from kernelpool import __version__, server
 from kernelpool.cli import execute, files, pools, profile, sessions
+from kernelpool.cli.images import images
 from kernelpool.cli.keys import keys
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
 from kernelpool.errors import KernelpoolError
@@ -46,6 +47,7 @@ def main(context: click.Context, config: Path | None, state_dir: Path | None, lo
     context.obj = (config, {"state_dir": state_dir, "log_level": log_level})
 
 
+main.add_command(images)
 main.add_command(keys)
 
 

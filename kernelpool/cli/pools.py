@@ -19,6 +19,10 @@ file_option = click.option(
 )
 
 
+image_option = click.option("--image", help="Of custom containers: what their sandboxes run, on the docker backend.")
+port_option = click.option("--target-port", type=click.IntRange(1, 65535), help="Port that the image's server is on.")
+
+
 @click.group()
 def pools() -> None:
     """See and change the pools of a gateway."""
@@ -50,14 +54,20 @@ def show(remote: Remote, name: str) -> None:
 @click.argument("name")
 @settings_argument
 @file_option
+@image_option
+@port_option
 @remote_command
-def create(remote: Remote, name: str, settings: tuple[str, ...], file: Path | None) -> None:
+def create(
+    remote: Remote, name: str, settings: tuple[str, ...], file: Path | None, image: str | None, target_port: int | None
+) -> None:
     """Make a pool, or give the one of that name these settings; those not said get their defaults.
 
     \b
     kernelpool pools create big ready=4 max_sessions=20 limits.memory=4Gi
+    kernelpool pools create app --image registry.example.com/app:1 --target-port 8080
+    kernelpool pools create pip egress=pypi.org,files.pythonhosted.org
     """
-    values = parse_settings(settings, file)
+    values = with_container(parse_settings(settings, file), image, target_port)
     with remote.client() as client:
         _show(remote, client.create_pool(name, values))
 
@@ -66,10 +76,14 @@ def create(remote: Remote, name: str, settings: tuple[str, ...], file: Path | No
 @click.argument("name")
 @settings_argument
 @file_option
+@image_option
+@port_option
 @remote_command
-def update(remote: Remote, name: str, settings: tuple[str, ...], file: Path | None) -> None:
+def update(
+    remote: Remote, name: str, settings: tuple[str, ...], file: Path | None, image: str | None, target_port: int | None
+) -> None:
     """Change some settings of a pool. Sessions that are alive keep what they have."""
-    values = parse_settings(settings, file)
+    values = with_container(parse_settings(settings, file), image, target_port, is_new=False)
     if not values:
         raise click.UsageError("Say what to change: SETTING=VALUE, or --file.")
     with remote.client() as client:
@@ -104,6 +118,20 @@ def parse_settings(pairs: tuple[str, ...], file: Path | None) -> dict[str, Any]:
             raise click.UsageError(f"{pair!r} is not of the form setting=value.")
         table[last] = _value(text)
     return values
+
+
+def with_container(
+    values: dict[str, Any], image: str | None, target_port: int | None, *, is_new: bool = True
+) -> dict[str, Any]:
+    """The options are short for settings, which win over nothing: said twice is refused."""
+    given = {name: value for name, value in (("image", image), ("target_port", target_port)) if value is not None}
+    if not given:
+        return values
+    container = values.setdefault("container", {})
+    if not isinstance(container, dict) or given.keys() & container.keys():
+        raise click.UsageError(f"{' and '.join(given)}: said as an option, and in container as well.")
+    container |= given
+    return {**({"backend": "docker"} if is_new else {}), **values}
 
 
 def _value(text: str) -> Any:

@@ -10,6 +10,8 @@ from kernelpool.cli.remote import Remote, pool_option, remote_command
 from kernelpool.cli.terminal import print_json, print_table
 from kernelpool.client import SessionInfo
 
+_COLUMNS = ("IDENTIFIER", "CREATED", "LAST USED", "EXPIRES", "EGRESS")
+
 
 @click.group()
 def sessions() -> None:
@@ -26,7 +28,7 @@ def list_(remote: Remote, pool: str) -> None:
     if remote.as_json:
         print_json([session.raw for session in found])
     else:
-        print_table(("IDENTIFIER", "CREATED", "LAST USED", "EXPIRES"), [_row(session) for session in found])
+        print_table(_COLUMNS, [_row(session) for session in found])
 
 
 @sessions.command()
@@ -40,7 +42,7 @@ def show(remote: Remote, identifier: str, pool: str) -> None:
     if remote.as_json:
         print_json(session.raw)
     else:
-        print_table(("IDENTIFIER", "CREATED", "LAST USED", "EXPIRES"), [_row(session)])
+        print_table(_COLUMNS, [_row(session)])
 
 
 @sessions.command()
@@ -60,7 +62,7 @@ def stop(remote: Remote, identifiers: tuple[str, ...], pool: str) -> None:
 
 def _row(session: SessionInfo) -> tuple[str, ...]:
     times = (session.created_at, session.last_accessed_at, session.expires_at)
-    return (session.identifier, *map(_local, times))
+    return (session.identifier, *map(_local, times), " ".join(session.domains) or session.egress)
 
 
 def _local(time: datetime) -> str:

@@ -37,6 +37,10 @@ class SessionInfo:
     created_at: datetime
     last_accessed_at: datetime
     expires_at: datetime
+    egress: str = "none"
+    """What it may reach: "none", "outside", or "domains"."""
+    domains: tuple[str, ...] = ()
+    """Which ones, where it is these only."""
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -75,11 +79,14 @@ def pools_of(answer: Mapping[str, Any]) -> list[PoolInfo]:
 
 
 def session_of(answer: Mapping[str, Any]) -> SessionInfo:
+    egress = answer.get("egress") or {}
     return SessionInfo(
         identifier=answer["identifier"],
         created_at=datetime.fromisoformat(answer["createdAt"]),
         last_accessed_at=datetime.fromisoformat(answer["lastAccessedAt"]),
         expires_at=datetime.fromisoformat(answer["expiresAt"]),
+        egress=egress.get("mode", "none"),
+        domains=tuple(egress.get("domains", ())),
         raw=answer,
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from kernelpool.agents import Agent, Connect
+from kernelpool.agents import Agent, Connect, ContainerAgent
 from kernelpool.backends.base import Backend, Sandbox
 from kernelpool.errors import StartFailed
 from kernelpool.pool.settings import PoolSettings, fingerprint, sandbox_spec
@@ -44,9 +44,9 @@ class Launcher:
         return f"<Launcher {self._settings.name!r} [{len(self._open)} connections]>"
 
     def change(self, settings: PoolSettings, runtime: Runtime, backend: Backend) -> None:
-        """What is started from now on. What was, stays as it is, and goes the way that it came; but where egress is
+        """What is started from now on. What was, stays as it is, and goes the way that it came; but where any egress is
         taken away, nobody gets what was started with it."""
-        if self._settings.egress and not settings.egress:
+        if not settings.egress_policy.covers(self._settings.egress_policy):
             self._acceptable.clear()
         self._settings = settings
         self._runtime = runtime
@@ -63,8 +63,13 @@ class Launcher:
         while self._open:
             await self._open.pop().aclose()
 
-    def connect(self, sandbox: Sandbox) -> Connected:
-        agent = self._connect(sandbox)
+    def connect(self, sandbox: Sandbox, *, is_used: bool = False) -> Connected:
+        """`is_used`: it is somebody's session. An agent knows that itself; a custom container has none to ask."""
+        container = self._settings.container
+        if container is None:
+            agent = self._connect(sandbox)
+        else:
+            agent = ContainerAgent(sandbox.address, container.to_spec(), is_used=is_used)
         self._open.add(agent)
         return Connected(sandbox, agent)
 

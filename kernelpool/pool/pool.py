@@ -17,7 +17,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
-from kernelpool.errors import AllocationTimeout, GatewayDraining, KernelpoolError, SessionLimitReached, StartFailed
+from kernelpool.errors import (
+    AllocationTimeout,
+    BackendUnavailable,
+    GatewayDraining,
+    KernelpoolError,
+    SessionLimitReached,
+    StartFailed,
+)
 from kernelpool.pool.plan import Sizes, Snapshot, is_full, plan, retry_delay
 from kernelpool.pool.waiter import Waiter
 from kernelpool.tasks import Tasks
@@ -335,9 +342,10 @@ class WarmPool(Generic[T]):
         facts = {"pool": self.name, "failures": self._failures, "retry_in": round(delay, 2), "error": str(error)}
         log.warning("sandbox did not start", extra=facts, exc_info=None if known else error)
         if self._failures >= GIVE_UP_AFTER:
+            kind = BackendUnavailable if isinstance(error, BackendUnavailable) else StartFailed
             text = str(error) if known else "a sandbox did not start"
             while self._waiting:
-                self._waiting.popleft().fail(StartFailed(text))
+                self._waiting.popleft().fail(kind(text))
         self._changed.set()
 
     # --- leaving

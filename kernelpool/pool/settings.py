@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
 from dataclasses import asdict, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kernelpool import __version__
 from kernelpool.backends.base import SandboxSpec
+from kernelpool.egress.doors import SOCKET_INSIDE
+from kernelpool.egress.policy import EgressPolicy
 from kernelpool.models import AgentConfig, Limits
+from kernelpool.pool.container import CONTAINER, ContainerSettings
 from kernelpool.pool.plan import Sizes
 from kernelpool.runtimes import Runtime
 
@@ -30,6 +34,18 @@ def parse_size(value: object) -> object:
     return round(float(match[1]) * _UNITS[(match[2] or "").lower()])
 
 
+def _written_egress(value: object) -> object:
+    """'a.org, *.b.org', as an environment variable has a list; what reads as true or false is left to be that."""
+    if not isinstance(value, str) or "." not in value:
+        return value
+    return [item.strip() for item in value.split(",") if item.strip()]
+
+
+def _normal_egress(value: bool | list[str]) -> bool | list[str]:
+    return EgressPolicy.of(value).setting
+
+
+Egress = Annotated[bool | list[str], BeforeValidator(_written_egress), AfterValidator(_normal_egress)]
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0, le=1 << 50)]
 Seconds = Annotated[float, Field(gt=0, le=10 * 365 * 86400, allow_inf_nan=False)]
 
@@ -68,7 +84,7 @@ class PoolSettings(_Settings):
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     """How URLs name the pool."""
     runtime: str = Field("python", max_length=64)
-    """What runs in its sandboxes: a folder of kernels/."""
+    """What runs in its sandboxes: a folder of kernels/; `container` with a container."""
     backend: str = Field("bubblewrap", max_length=64)
     """What makes its sandboxes."""
 
@@ -94,8 +110,18 @@ class PoolSettings(_Settings):
 
     limits: LimitSettings = LimitSettings()
     """What one session may use: memory, cpus, pids, workspace, tmp, open_files."""
-    egress: bool = False
-    """Let sessions reach the outside network; never this host, nor the gateway."""
+    oci_runtime: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """What the container engine runs its sandboxes with, by the engine's name for it: `runc`, `runsc` (gVisor), `kata`.
+    Without one, the engine's default."""
+    gpus: Annotated[int, Field(ge=1, le=64)] | Literal["all"] | None = None
+    """GPUs that each sandbox gets from the container engine: a number, or `all`."""
+    image: str | None = Field(None, min_length=1, max_length=512)
+    """The container engine's image for its sandboxes: one that you have built FROM ours, with more in it. Without one,
+    ours, which is built when it is not there."""
+    egress: Egress = False
+    """What sessions may reach: `false` is nothing, not even DNS; `true` the public internet, never this host, the
+    gateway or private networks; a list such as `["pypi.org", "*.pythonhosted.org", "example.com:8443"]` these domains
+    (without a port: 80 and 443), by a proxy that checks and logs each connection, and nothing else."""
 
     default_timeout: Seconds = 60.0
     """Seconds that an execution may run when the caller does not say."""
@@ -119,13 +145,29 @@ class PoolSettings(_Settings):
     max_upload: Size = 128 << 20
     """Size of one uploaded file."""
 
+    container: ContainerSettings | None = None
+    """Run an image of your own in the place of a kernel: image, target_port and more, as `[pools.<name>.container]`.
+    The pool's `max_upload` limits the bodies that are forwarded to it; settings of executions mean nothing then."""
+
     location: str = Field("local", max_length=128)
     """Where it is, for whoever manages it in the words of Azure; it changes nothing."""
     tags: dict[TagName, TagValue] = Field(default_factory=dict, max_length=50)
     """Words for whoever manages it; they change nothing."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_runtime(cls, values: Any) -> Any:
+        """One with a container has the runtime of that name, unsaid."""
+        if isinstance(values, dict) and values.get("container") is not None:
+            return {"runtime": CONTAINER, **values}
+        return values
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
+        if (self.runtime == CONTAINER) != (self.container is not None):
+            raise ValueError("the runtime 'container' and `container` go together: say both, or neither")
+        if self.container is not None and self.image is not None:
+            raise ValueError("image is that of a kernel's sandboxes; a container has container.image")
         if self.ready > self.max_sessions:
             raise ValueError(f"ready {self.ready} is more than max_sessions {self.max_sessions}")
         if self.default_timeout > self.max_timeout:
@@ -133,8 +175,18 @@ class PoolSettings(_Settings):
         return self
 
     @property
+    def session_cooldown(self) -> float:
+        """Infinite where a session ends with its container."""
+        ends_by_itself = self.container is not None and self.container.lifecycle == "on_container_exit"
+        return math.inf if ends_by_itself else self.cooldown
+
+    @property
     def sizes(self) -> Sizes:
         return Sizes(self.ready, self.max_sessions, self.start_concurrency, self.allocation_timeout, self.max_ready_age)
+
+    @property
+    def egress_policy(self) -> EgressPolicy:
+        return EgressPolicy.of(self.egress)
 
     @property
     def longest_stop(self) -> float:
@@ -180,5 +232,19 @@ def _nameless_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:
         history_size=settings.history_size,
         save_images=settings.save_displayed_images,
         interrupt_grace=settings.interrupt_grace,
+        egress_socket=SOCKET_INSIDE if settings.egress_policy.mode == "domains" else "",
     )
-    return SandboxSpec("", settings.name, "", runtime, limits, agent, settings.egress)
+    container = settings.container.to_spec() if settings.container else None
+    runtime = replace(runtime, image=settings.image or "")
+    return SandboxSpec(
+        "",
+        settings.name,
+        "",
+        runtime,
+        limits,
+        agent,
+        settings.egress_policy,
+        settings.oci_runtime,
+        settings.gpus,
+        container,
+    )

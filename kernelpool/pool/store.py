@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from kernelpool.errors import BackendUnavailable, StartFailed
+from kernelpool.pool.container import REVEAL
 from kernelpool.pool.settings import PoolSettings
 
 MAX_BYTES = 1 << 20
@@ -44,7 +45,7 @@ class PoolStore:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
             with open(descriptor, "wb") as file:
-                file.write(pool.model_dump_json(indent=2).encode())
+                file.write(pool.model_dump_json(indent=2, context=REVEAL).encode())
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

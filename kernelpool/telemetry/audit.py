@@ -41,6 +41,7 @@ class Action(StrEnum):
     UPLOAD = "upload"
     DOWNLOAD = "download"
     DELETE_FILE = "delete_file"
+    FORWARD = "forward"
     SESSION_STOP = "session_stop"
     POOL_PUT = "pool_put"
     POOL_PATCH = "pool_patch"

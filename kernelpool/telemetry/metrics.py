@@ -87,9 +87,13 @@ class Metrics:
             self._files,
             self._ends,
             self._starts,
+            self._egress,
         )
         for metric in of_pools:
             metric.remove_by_labels({"pool": pool})
+
+    def egress_decided(self, pool: str, outcome: str, count: int) -> None:
+        self._egress.labels(pool, outcome).inc(count)
 
     def refused(self, code: str) -> None:
         self._refusals.labels(code).inc()
@@ -143,6 +147,12 @@ class Metrics:
             "How long sandboxes took to get ready.",
             ["pool"],
             buckets=_START,
+            registry=to,
+        )
+        self._egress = Counter(
+            "kernelpool_egress_decisions",
+            "Connections that sandboxes with a list of domains asked for, by what the proxy decided.",
+            ["pool", "outcome"],
             registry=to,
         )
 

@@ -29,6 +29,9 @@ class Observer(Protocol):
     def pool_closed(self, pool: str) -> None:
         """Nothing more is told of it."""
 
+    def egress_decided(self, pool: str, outcome: str, count: int) -> None:
+        """The proxy let connections of sandboxes out, or did not; `outcome` is a word from its fixed set."""
+
     def refused(self, code: str) -> None:
         """A request was answered with an error of that code."""
 
@@ -59,6 +62,8 @@ class Silent:
     def sandbox_started(self, pool: str, seconds: float) -> None: ...
 
     def pool_closed(self, pool: str) -> None: ...
+
+    def egress_decided(self, pool: str, outcome: str, count: int) -> None: ...
 
     def refused(self, code: str) -> None: ...
 

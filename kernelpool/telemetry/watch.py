@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,6 +40,12 @@ class Act:
         self.outcome = "succeeded"
         self.code: str | None = None
         self.execution = ""
+
+    def traced(self, headers: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+        """Headers of what is passed on, so that the trace goes on there, below this."""
+        if (parent := traceparent(self.span)) is None:
+            return tuple(headers)
+        return (*(each for each in headers if each[0].lower() != "traceparent"), ("traceparent", parent))
 
     async def counted(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same, and its size is known."""

@@ -61,6 +61,7 @@ ROUTES: dict[str, dict[str, Role]] = {
     "/pools/{pool}/.management/getSession": {"POST": V},
     "/pools/{pool}/.management/listSessions": {"POST": V},
     "/pools/{pool}/.management/stopSession": {"POST": E},
+    "/pools/{pool}/a/path/of/a/container": dict.fromkeys(("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"), E),
 }
 """An example of each route, and the role that each of its methods needs."""
 
@@ -296,7 +297,8 @@ async def test_only_the_pools_of_a_key_are_listed(served: Served) -> None:
 
 
 async def test_a_path_that_does_not_exist_is_told_to_those_who_are_somebody(served: Served) -> None:
-    assert (await served.ask("viewer", "GET", "/pools/{pool}/nothing"))[0] == 404
+    assert (await served.ask("viewer", "GET", "/nothing"))[0] == 404
+    assert (await served.ask("executor", "GET", "/pools/{pool}/nothing"))[0] == 404
     assert (await served.ask(None, "GET", "/pools/{pool}/nothing"))[0] == 401
 
 

@@ -176,7 +176,29 @@ async def test_what_was_started_with_egress_is_nobodys_once_that_is_taken_away(t
         await manager.run("python", "1", identifier="after")
         await manager.until("python", ready=2, outdated=0)
 
-        assert [sandbox.spec.egress for sandbox in api.backend.sandboxes.values()].count(True) == 1
+        assert [bool(sandbox.spec.egress) for sandbox in api.backend.sandboxes.values()].count(True) == 1
+
+
+async def test_a_session_tells_the_policy_that_it_has_whatever_its_pool_says_by_now(tmp_path: Path) -> None:
+    domains = ["*.pythonhosted.org", "pypi.org"]
+    async with api_of(tmp_path, egress=domains) as api:
+        await Manager(api).run("python", "1", identifier="abcd-1")
+        await Manager(api).call("PATCH", "/pools/python", {"egress": ["pypi.org"]})
+        await Manager(api).run("python", "1", identifier="abcd-2")
+
+        first, second = [await api.json("GET", "/session", identifier=id) for id in ("abcd-1", "abcd-2")]
+        listed = await api.json("GET", "/listSessions")
+
+    assert first["egress"] == {"mode": "domains", "domains": domains}
+    assert second["egress"] == {"mode": "domains", "domains": ["pypi.org"]}
+    assert [session["egress"] for session in listed["sessions"]] == [first["egress"], second["egress"]]
+
+
+@pytest.mark.parametrize("egress", [1, None, ["1.2.3.4"], ["*.org"], [1], {"a.org": True}, [["a.org"]], "true"])
+async def test_an_egress_that_is_none_is_refused_by_its_name(manager: Manager, egress: object) -> None:
+    answer = await manager.call("PUT", "/pools/odd", {"backend": "fake", "egress": egress}, status=400)
+
+    assert "egress" in str(answer)
 
 
 async def test_what_is_refused_while_draining_is_not_kept(tmp_path: Path) -> None:
@@ -279,6 +301,23 @@ async def test_a_resource_is_made_read_changed_and_deleted(manager: Manager) -> 
 
     await manager.arm("DELETE", "azure", status=204)
     assert (await manager.arm("GET", "azure", status=404))["error"]["code"] == "SessionPoolNotFound"
+
+
+async def test_a_list_of_domains_is_a_property_of_ours_in_azures_words(manager: Manager) -> None:
+    def network(**values: object) -> dict[str, object]:
+        return {"properties": {"containerType": "PythonLTS", "sessionNetworkConfiguration": values}}
+
+    listed = {"status": "EgressEnabled", "allowedDomains": ["a.org"]}
+    made = await manager.arm("PUT", "azure", network(**listed), status=201)
+    kept = await manager.arm("PATCH", "azure", network(status="EgressEnabled"))
+    widened = await manager.arm("PUT", "azure", network(status="EgressEnabled"))
+    closed = await manager.arm("PATCH", "azure", network(status="EgressDisabled"))
+    await manager.arm("PATCH", "azure", network(status="EgressDisabled", allowedDomains=["a.org"]), status=400)
+
+    assert made["properties"]["sessionNetworkConfiguration"] == listed
+    assert kept["properties"]["sessionNetworkConfiguration"] == listed
+    assert widened["properties"]["sessionNetworkConfiguration"] == {"status": "EgressEnabled"}
+    assert closed["properties"]["sessionNetworkConfiguration"] == {"status": "EgressDisabled"}
 
 
 async def test_the_management_endpoint_of_a_resource_serves_its_sessions(manager: Manager) -> None:

@@ -124,7 +124,8 @@ async def test_a_field_that_is_not_described_is_found(api: Api) -> None:
         ("HEAD /pools/a/files/x/content", f"HEAD {POOL}/files/{{name}}/content"),
         ("GET /pools/a/files/content/content", f"GET {POOL}/files/content/{{name}}"),
         ("GET /Subscriptions/0/resourcegroups/1/SESSIONPOOLS/a/session", f"GET {ARM_POOL}/session"),
-        ("GET /pools/a/nothing", None),
+        ("GET /pools/a/nothing", f"GET {POOL}/{{tail}}"),
+        ("GET /nothing", None),
         ("PATCH /pools/a/session", None),
     ],
 )

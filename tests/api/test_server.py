@@ -15,11 +15,9 @@ import pytest
 
 from kernelpool import backends, server
 from kernelpool.auth.initial import TOKEN_FILE
-from kernelpool.backends.base import Finding
+from kernelpool.backends.base import Finding, SandboxSpec
 from kernelpool.config import Settings
 from kernelpool.errors import InvalidRequest, StartFailed
-from kernelpool.models import Limits
-from kernelpool.runtimes import Runtime
 from kernelpool.sources import describe
 from tests.fakes import FakeBackend, FakeSandbox
 
@@ -29,13 +27,13 @@ TOKEN = "a-token-for-tests-only"
 
 
 class KeptBackend(FakeBackend):
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *_: object, **__: object) -> None:
         super().__init__()
         self.sandboxes = WORLD.setdefault(state, {})
 
 
 class LeakyBackend(KeptBackend):
-    async def check(self, runtime: Runtime, limits: Limits) -> Sequence[Finding]:
+    async def check(self, spec: SandboxSpec) -> Sequence[Finding]:
         return [
             Finding("network", False, "the host's", "none", "Close it."),
             Finding("version", False, "old", "new", essential=False),

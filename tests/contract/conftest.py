@@ -8,13 +8,15 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from kernelpool.backends.base import Backend
-from tests.contract.sandboxes import KITS, Kit
+from tests.contract.sandboxes import KITS, Kit, missing_engine
 
 
 @pytest.fixture(scope="session", params=KITS)
 def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
     if shutil.which("unshare") is None:
         pytest.skip("this is no Linux")
+    if why := missing_engine(request.param):
+        pytest.skip(why)
     kit = KITS[request.param]()
     yield kit
     kit.close()
@@ -23,7 +25,7 @@ def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
 @pytest.fixture
 def memory_is_limited(kit: Kit) -> None:
     if not kit.limits_memory:
-        pytest.skip("this user has no memory control group on this machine")
+        pytest.skip("nothing limits memory here: no control group for this user, or a runtime that ignores them")
 
 
 @pytest.fixture

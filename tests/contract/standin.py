@@ -5,8 +5,10 @@ Shown in the agent's place by the suite of the backends, which is about sandboxe
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
 import resource
 import socket
 import subprocess
@@ -29,12 +31,27 @@ def serve(connection: socket.socket) -> None:
 
 RAISE_OOM_SCORE = "open('/proc/self/oom_score_adj', 'w').write('800')\n"
 
+
+def listen(where: str) -> socket.socket:
+    if where == "fd:3":
+        return socket.socket(fileno=3)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(where.removeprefix("unix:"))
+    os.chmod(where.removeprefix("unix:"), 0o666)
+    listener.listen(100)
+    return listener
+
+
 if __name__ == "__main__":
-    with open(4) as file:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--listen")
+    parser.add_argument("--config")
+    options = parser.parse_args()
+    with open(4 if options.config == "fd:4" else options.config) as file:
         config = json.load(file)
     if config["processes"]:
         resource.setrlimit(resource.RLIMIT_NPROC, (config["processes"], config["processes"]))
-    listener = socket.socket(fileno=3)
+    listener = listen(options.listen)
     while True:
         with contextlib.suppress(OSError, RuntimeError):
             threading.Thread(target=serve, args=[listener.accept()[0]], daemon=True).start()

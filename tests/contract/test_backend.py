@@ -224,7 +224,7 @@ async def test_a_fork_bomb_stays_in_its_sandbox(kit: Kit, backend: Backend) -> N
         ask(bombed, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=60)
     )
     async with asyncio.timeout(30):
-        while len([trace for trace in kit.traces() - before if trace.startswith("process")]) < 50:
+        while kit.shows_processes and len([one for one in kit.traces() - before if one.startswith("process")]) < 50:
             await asyncio.sleep(0.05)
 
     answer = await ask(other, "print(1 + 1)")

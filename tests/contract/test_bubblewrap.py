@@ -23,7 +23,7 @@ from kernelpool.backends.bubblewrap import BubblewrapBackend, BubblewrapSettings
 from kernelpool.backends.processes import Process, identify
 from kernelpool.backends.records import ProcessId
 from kernelpool.backends.sandboxed import BubblewrapSandbox
-from kernelpool.backends.tree import Tree
+from kernelpool.backends.tree.build import Tree
 from kernelpool.errors import StartFailed
 from kernelpool.runtimes import Runtime
 from tests.contract.sandboxes import BubblewrapKit, ask, spec
@@ -149,7 +149,6 @@ async def test_a_gateway_killed_in_the_middle_of_a_start_leaves_work_for_the_nex
     before = kit.traces()
     code = f"""
 import asyncio, inspect, os, signal
-from pathlib import Path
 from kernelpool.backends import start
 from tests.contract import sandboxes
 
@@ -168,7 +167,7 @@ async def die_later(*args):
 setattr(start.Start, {step!r}, die_later if inspect.iscoroutinefunction(original) else die)
 
 async def main():
-    kit = sandboxes.BubblewrapKit.at(Path({str(kit.base)!r}))
+    kit = sandboxes.BubblewrapKit.at({str(kit.base)!r})
     async with kit.backend() as backend:
         await backend.create(sandboxes.spec())
 

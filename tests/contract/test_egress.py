@@ -18,6 +18,7 @@ from kernelpool.backends.egress import NetworkProgram, find_programs, host_addre
 from kernelpool.backends.processes import Process
 from kernelpool.backends.records import ProcessId
 from kernelpool.backends.sandboxed import BubblewrapSandbox
+from kernelpool.egress.policy import OUTSIDE
 from kernelpool.errors import StartFailed
 from tests.contract.sandboxes import BubblewrapKit, ask, spec
 
@@ -62,7 +63,7 @@ async def backend(
 
 
 async def _create(backend: BubblewrapBackend) -> BubblewrapSandbox:
-    sandbox = await backend.create(replace(spec(), egress=True))
+    sandbox = await backend.create(replace(spec(), egress=OUTSIDE))
     assert isinstance(sandbox, BubblewrapSandbox)
     return sandbox
 
@@ -171,7 +172,7 @@ async def test_egress_is_refused_where_no_program_can_give_it(
 
     async with kit.backend() as backend:
         with pytest.raises(StartFailed, match="install the package passt"):
-            await backend.create(replace(spec(), egress=True))
+            await backend.create(replace(spec(), egress=OUTSIDE))
 
 
 def test_addresses_of_the_host_are_read_off_the_kernels_table() -> None:

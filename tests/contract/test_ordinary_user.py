@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 USER = 64_123
-SUITE = ("tests/contract/test_backend.py", "tests/contract/test_sandbox_view.py", "tests/contract/test_bubblewrap.py")
+SUITE = (
+    "tests/contract/test_backend.py",
+    "tests/contract/test_sandbox_view.py",
+    "tests/contract/test_bubblewrap.py",
+    "tests/contract/test_egress_domains.py",
+)
 
 
 def _interpreter() -> str | None:

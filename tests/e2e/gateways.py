@@ -17,6 +17,9 @@ from typing import Any
 
 import requests
 
+from kernelpool.backends.docker.labels import GATEWAY
+from tests.engine import engine_client
+
 TOKEN = "a-token-for-tests-only"
 STATE = Path(os.environ.get("KPTEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
 """Kept between runs: building the runtime's tree takes a minute."""
@@ -99,11 +102,21 @@ class Gateway:
         """What it must not have left once it was stopped: records, groups, mounts, sockets, processes."""
         tag = hashlib.sha256(os.fsencode(self.state / "bubblewrap")).hexdigest()[:8]
         left = [*self.state.glob("*/sandboxes/*"), *self.state.glob("sessions/*.json")]
-        left += [path for path in Path("/sys/fs/cgroup").glob(f"**/{tag}-*") if path.is_dir()]
+        # Not by glob, which fails when a group of somebody else's goes meanwhile.
+        left += [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup") if f"/{tag}-" in folder]
         tables = [Path(name).read_text().splitlines() for name in ("/proc/self/mountinfo", "/proc/net/unix")]
         lines = [line for lines in tables for line in lines if str(self.state) in line]
         processes = [_command(pid) for sandbox in self.seen for pid in sandbox_processes(sandbox)]
-        return [*map(str, left), *lines, *processes]
+        return [*map(str, left), *lines, *processes, *self._containers()]
+
+    def _containers(self) -> list[str]:
+        tag = self.state / "docker" / "tag"
+        if not tag.exists():
+            return []
+        with engine_client() as client:
+            filters = {"label": f"{GATEWAY}={tag.read_text().strip()}"}
+            networks, volumes = client.networks(filters=filters), client.volumes(filters=filters)["Volumes"] or []
+            return [str(each) for each in (*client.containers(all=True, filters=filters), *networks, *volumes)]
 
     def pool(self) -> dict[str, Any]:
         answer: dict[str, Any] = requests.get(self.endpoint, headers=_headers(), timeout=SECONDS).json()
@@ -222,7 +235,7 @@ def in_background(call: Callable[[], Any]) -> Background:
 
 def sandbox_processes(sandbox: str) -> list[int]:
     """Of the host's numbers, all processes of a sandbox."""
-    roots = [pid for pid in _pids() if sandbox and f"kernelpool-{sandbox}" in _command(pid)]
+    roots = [pid for pid in _pids() if sandbox and _is_of(pid, sandbox)]
     found = set(roots)
     while True:
         children = {pid for pid in _pids() if _parent(pid) in found} - found
@@ -262,6 +275,18 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def _pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _is_of(pid: int, sandbox: str) -> bool:
+    """By the mark in bubblewrap's command line, or by what a container has mounted."""
+    return f"kernelpool-{sandbox}" in _command(pid) or f"/{sandbox} /run/kp " in _read(pid, "mountinfo")
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text()
+    except OSError:
+        return ""
 
 
 def _command(pid: int) -> str:

@@ -36,7 +36,12 @@ def example(gateway: Gateway) -> Iterator[None]:
 def test_every_example_works(gateway: Gateway, document: dict[str, Any], example: None) -> None:
     contract = Contract(document)
     # Changes of pools would change the pool of all other tests; tests/api/test_management.py has theirs.
-    tried = [name for name in contract.operations() if name.startswith("GET ") or not name.endswith("/{pool}")]
+    # What is passed on to a custom container is the container's; tests/api/test_forward.py has it.
+    tried = [
+        name
+        for name in contract.operations()
+        if not name.endswith("/{tail}") and (name.startswith("GET ") or not name.endswith("/{pool}"))
+    ]
     names = sorted(tried, key=lambda name: (_is_end(name), ORDER.index(name.split()[0])))
     faults: list[str] = []
 

@@ -66,11 +66,12 @@ class Prometheus:
 @pytest.fixture
 def busy(make_gateway: Make) -> Gateway:
     """One that has lived through a bit of everything that is counted."""
-    gateway = make_gateway(ready=1, max_sessions=2, environment={"KERNELPOOL_METRICS_PUBLIC": "false"})
+    gateway = make_gateway(ready=1, max_sessions=2, egress="a.test", environment={"KERNELPOOL_METRICS_PUBLIC": "false"})
     gateway.wait_warm()
     session = gateway.session("busy-session-1")
     session.run("1 + 1")
     session.run("1 / 0")
+    session.run("import urllib.request\nurllib.request.urlopen('http://b.test')")  # which is not on the list
     session.run("while True: pass", timeoutInSeconds=1)
     session.run("import os; os._exit(1)")
     session.upload("a.txt", b"x" * 1000)
@@ -88,8 +89,8 @@ def prometheus(busy: Gateway, tmp_path: Path) -> Iterator[Prometheus]:
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", tmp_path)
     (tmp_path / "token").write_text(TOKEN)
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()
-    text = text.replace("127.0.0.1:8080", f"127.0.0.1:{busy.port}").replace("15s", "1s")
-    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/kernelpool.token", str(tmp_path / "token")))
+    text = text.replace("gateway:8080", f"127.0.0.1:{busy.port}").replace("15s", "1s")
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus/keys/prometheus", str(tmp_path / "token")))
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

@@ -146,7 +146,7 @@ def test_a_deleted_session_leaves_no_process(gateway: Gateway, session: Session)
 
 
 def _sandboxes(gateway: Gateway) -> set[str]:
-    return {path.name for path in Path(gateway.state).glob("*/sandboxes/*")}
+    return {path.name.partition(".")[0] for path in Path(gateway.state).glob("*/sandboxes/*")}
 
 
 def _first_request(gateway: Gateway, identifier: str) -> str:

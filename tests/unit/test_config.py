@@ -49,6 +49,17 @@ def test_without_a_word_there_is_one_python_pool_on_loopback(tmp_path: Path, mon
     assert not settings.allow_insecure
 
 
+def test_the_engine_is_where_dockers_own_variables_say_unless_we_are_told_otherwise(tmp_path: Path) -> None:
+    docker = {"DOCKER_HOST": "tcp://engine:2376", "DOCKER_TLS_VERIFY": "1", "DOCKER_CERT_PATH": "/certs"}
+
+    assert load(tmp_path).docker.host == "unix:///var/run/docker.sock"
+    theirs = load(tmp_path, environment=docker).docker
+    assert (theirs.host, theirs.tls_verify, theirs.cert_path) == ("tcp://engine:2376", True, Path("/certs"))
+    ours = load(tmp_path, environment=docker | {"KERNELPOOL_DOCKER__HOST": "tcp://ours:2375"}).docker
+    assert (ours.host, ours.tls_verify, ours.cert_path) == ("tcp://ours:2375", False, None)
+    assert load(tmp_path, "docker = { host = 'unix:///file.sock' }", docker).docker.host == "unix:///file.sock"
+
+
 def test_flags_win_over_environment_and_environment_over_file(tmp_path: Path) -> None:
     text = "host = 'file'\nport = 1\ndrain_seconds = 1\n"
     environment = {"KERNELPOOL_PORT": "2", "KERNELPOOL_DRAIN_SECONDS": "2"}

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernelpool.errors import AllocationTimeout, GatewayDraining, SessionLimitReached, StartFailed
+from kernelpool.errors import AllocationTimeout, BackendUnavailable, GatewayDraining, SessionLimitReached, StartFailed
 from kernelpool.pool.plan import Sizes, Snapshot
 from kernelpool.pool.pool import WarmPool
 from kernelpool.pool.waiter import Waiter
@@ -40,6 +40,7 @@ class Kitchen:
         self.starting = 0
         self.most_starting = 0
         self.failures = 0
+        self.failure: Exception = StartFailed("out of clay")
         self.glaze = "blue"
         self.banned: set[str] = set()
         self.most_alive = 0
@@ -63,7 +64,7 @@ class Kitchen:
             self.starting -= 1
         if self.failures:
             self.failures -= 1
-            raise StartFailed("out of clay")
+            raise self.failure
         cup = Cup(len(self.cups) + 1)
         cup.glaze = glaze
         self.cups.append(cup)
@@ -362,6 +363,14 @@ async def test_those_who_wait_are_told_why_nothing_starts() -> None:
     kitchen.failures = 1000
     async with pool_of(kitchen, ready=0, allocation_timeout=3600) as pool:
         with pytest.raises(StartFailed, match="out of clay"):
+            await pool.acquire()
+
+
+async def test_those_who_wait_while_the_backend_is_away_are_told_to_come_again() -> None:
+    kitchen = Kitchen()
+    kitchen.failures, kitchen.failure = 1000, BackendUnavailable("the kiln is out")
+    async with pool_of(kitchen, ready=0, allocation_timeout=3600) as pool:
+        with pytest.raises(BackendUnavailable, match="the kiln is out"):
             await pool.acquire()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import kernelpool
-from kernelpool.backends.tree import Tree, build_tree, prune
+from kernelpool.backends.tree.build import Tree, build_tree, prune
 from kernelpool.backends.tree.hostfiles import settle_modes
 from kernelpool.backends.tree.packages import pip_environment
 from kernelpool.errors import PrepareFailed

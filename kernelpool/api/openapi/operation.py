@@ -27,8 +27,8 @@ class Operation:
 
     id: str
     summary: str
-    answers: Mapping[int, Json]
-    """Of the statuses below 400, Response Objects."""
+    answers: Mapping[int, Json] | Mapping[int | str, Json]
+    """Of the statuses below 400, Response Objects; `default` is any other."""
     description: str = ""
     parameters: Sequence[Json] = ()
     """Without those of the path, which are known by their names."""

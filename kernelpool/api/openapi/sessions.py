@@ -29,6 +29,10 @@ SCHEMAS: dict[str, Json] = {
             "lastAccessedAt": _TIME,
             "expireAt": _TIME,
             "expiresAt": _TIME,
+            "egress": object_of(
+                {"mode": text(enum=["none", "outside", "domains"]), "domains": array_of(text())},
+                description="What this session may reach, whatever its pool says by now; `domains` in that mode only.",
+            ),
         },
         description="`expireAt` and `expiresAt` are the same under both names that clients read.",
     ),

@@ -20,6 +20,7 @@ PATH_PARAMETERS: dict[str, Json] = {
     "execution": parameter(
         "execution", text(), "The execution's `id`.", "path", required=True, example="example-execution"
     ),
+    "tail": parameter("tail", text(), "A path of the container's.", "path", required=True, example="health"),
     "name": parameter(
         "name",
         text(minLength=1),

@@ -95,7 +95,7 @@ async def _build_root(runtime: Runtime, folder: Path, say: Say) -> None:
         say(f"preparing the {runtime.name} runtime: copying the interpreter and the shell tools")
         await in_thread(userland.copy_userland, root)
         await in_thread(interpreter.copy_interpreter, root)
-        await packages.install(root, runtime.requirements, say)
+        await packages.install(root, (*packages.AGENT_REQUIREMENTS, *runtime.requirements), say)
         say("compiling")
         await packages.compile_all(root, "/", [root / "usr/local/lib", hostfiles.inside(root, packages.VENV)])
         say("copying the shared libraries")

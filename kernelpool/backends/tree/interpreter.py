@@ -32,13 +32,13 @@ def copy_interpreter(root: Path) -> None:
     base = Path(sys.base_prefix)
     stdlib = Path(sysconfig.get_path("stdlib"))
     target = inside(root, PREFIX)
-    shutil.copytree(stdlib, target / stdlib.relative_to(base), ignore=_ignored, dirs_exist_ok=True)
+    shutil.copytree(stdlib, target / stdlib.relative_to(base), ignore=ignored, dirs_exist_ok=True)
     _copy_own_libraries(base, stdlib, target)
     _copy_executable(target / "bin")
     _forget_prefix(target, str(base))
 
 
-def _ignored(folder: str, names: list[str]) -> set[str]:
+def ignored(folder: str, names: list[str]) -> set[str]:
     left_out = {name for name in names for pattern in _WITHOUT if fnmatch(name, pattern)}
     return left_out | {name for name in names if not os.path.exists(os.path.join(folder, name))}
 

@@ -7,8 +7,9 @@ import importlib.util
 import os
 import platform
 import sys
+import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kernelpool.backends.base import Package, RuntimeMetadata, Say
@@ -62,26 +63,37 @@ from pathlib import Path
 from matplotlib import font_manager
 find = font_manager.findSystemFonts
 # Those that matplotlib brings along are asked for by their directory; the host's are not in the tree.
-font_manager.findSystemFonts = lambda fontpaths=None, fontext="ttf": find(fontpaths, fontext) if fontpaths else []
+# In order, so that two trees have the same list.
+find_ours = lambda paths=None, fontext="ttf": sorted(find(paths, fontext)) if paths else []
+font_manager.findSystemFonts = find_ours
 manager = font_manager.FontManager()
 font_manager.json_dump(manager, Path(sys.argv[1], f"fontlist-v{manager.__version__}.json"))
 """
 
 
-async def install(root: Path, requirements: Sequence[str], say: Say) -> None:
+async def install(
+    root: Path,
+    lines: Sequence[str],
+    say: Say,
+    *,
+    interpreter: Path = Path(PREFIX, "bin", VERSION),
+    constraints: Path | None = None,
+) -> None:
     """Runs pip in an environment inside the tree that borrows the host's interpreter meanwhile; `compile_all` follows.
-    What a source distribution executes here, it executes as the gateway's user: `requirements` are the operator's."""
+    What a source distribution executes here, it executes as the gateway's user: `lines` are the operator's.
+
+    `interpreter` is where the tree will have one; `constraints` a file of exact versions."""
     venv, work = inside(root, VENV), root.parent
-    lines = (*AGENT_REQUIREMENTS, *requirements)
     await in_thread(_make_venv, venv, work, lines)
     say(f"installing {len(lines)} packages and what they need (this takes a minute or two the first time)")
     pip = await in_thread(pip_command)
     argv = [*pip, "--python", str(venv / "bin/python"), "install", *_PIP_OPTIONS, "-r", "requirements.txt"]
+    argv += ["-c", str(constraints)] if constraints is not None else []
     await run(argv, "pip install", cwd=work, env=pip_environment(work), heard=lambda line: _tell(line, say))
     if await in_thread(inside(root, f"{SITE}/matplotlib").is_dir):
         say("listing the fonts")
         await _make_fonts(root, venv, work)
-    await in_thread(_settle_venv, venv)
+    await in_thread(_settle_venv, venv, interpreter)
 
 
 def pip_command() -> list[str]:
@@ -89,9 +101,12 @@ def pip_command() -> list[str]:
     if importlib.util.find_spec("pip") is not None:
         return [sys.executable, "-P", "-m", "pip"]
     spec = importlib.util.find_spec("ensurepip")
+    # A distribution keeps its wheels elsewhere, and tells Python so.
+    cupboards = [Path(folder) for folder in (sysconfig.get_config_var("WHEEL_PKG_DIR"),) if folder]
     if spec is not None and spec.origin is not None:
-        for wheel in sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")):
-            return [sys.executable, f"{wheel}/pip"]
+        cupboards.append(Path(spec.origin).parent / "_bundled")
+    for wheel in sorted(wheel for cupboard in cupboards for wheel in cupboard.glob("pip-*.whl")):
+        return [sys.executable, f"{wheel}/pip"]
     raise PrepareFailed(
         "there is no pip: install it into the gateway's environment (python3-pip, or `uv pip install pip`)"
     )
@@ -120,12 +135,12 @@ def _write_config(venv: Path, home: Path) -> None:
     (venv / "pyvenv.cfg").write_text(f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n")
 
 
-def _settle_venv(venv: Path) -> None:
+def _settle_venv(venv: Path, interpreter: Path) -> None:
     """From the place where it was filled to the place where it will be seen."""
-    _write_config(venv, Path(PREFIX, "bin"))
+    _write_config(venv, interpreter.parent)
     for name in ("python", "python3", VERSION):
         (venv / "bin" / name).unlink(missing_ok=True)
-        (venv / "bin" / name).symlink_to(f"{PREFIX}/bin/{VERSION}" if name == "python" else "python")
+        (venv / "bin" / name).symlink_to(interpreter if name == "python" else "python")
     for script in (venv / "bin").iterdir():
         if script.is_file() and not script.is_symlink():
             script.write_bytes(script.read_bytes().replace(str(venv).encode(), VENV.encode()))
@@ -162,12 +177,17 @@ def describe(runtime: Runtime, root: Path) -> RuntimeMetadata:
     """What the tree holds, read from the tree."""
     found = importlib.metadata.distributions(path=[str(inside(root, SITE))])
     versions = {dist.metadata["Name"]: dist.version for dist in found}
+    return metadata_of(runtime, versions, platform.python_version(), time.time())
+
+
+def metadata_of(runtime: Runtime, versions: Mapping[str, str], python: str, created_at: float) -> RuntimeMetadata:
+    """`versions` of the packages in /opt/venv, whose interpreter is of version `python`."""
     kernel = "ipykernel" if "ipykernel" in versions else ""
     return RuntimeMetadata(
         language=runtime.language,
-        language_version=platform.python_version() if runtime.language.lower() == "python" else "",
+        language_version=python if runtime.language.lower() == "python" else "",
         packages=tuple(Package(name, versions[name]) for name in sorted(versions, key=str.lower)),
-        created_at=time.time(),
+        created_at=created_at,
         kernel_name=kernel,
         kernel_version=versions.get(kernel, ""),
     )
