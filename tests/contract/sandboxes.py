@@ -238,7 +238,7 @@ class DockerKit:
         return found
 
     def _folders(self) -> set[str]:
-        paths = [*(self.state / "sandboxes").glob("*"), *(self.state / "run").glob("**/*")]
+        paths = [*(self.state / "sandboxes").glob("*"), *(self.state / "run").glob("*/**/*")]
         return {f"folder {path}" for path in paths}
 
     def _mounts(self) -> set[str]:

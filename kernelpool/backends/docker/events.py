@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from docker import APIClient
 from docker.errors import DockerException
+from docker.types import CancellableStream
 
 from kernelpool.backends.docker.engine import Engine, EngineError, told
 from kernelpool.backends.docker.labels import GATEWAY, SANDBOX
@@ -34,14 +37,23 @@ class Events:
     missed; `died` gets the sandbox of each container that has ended, some of them again and some unknown."""
 
     def __init__(
-        self, engine: Engine, tag: str, connected: Callable[[], Awaitable[None]], died: Callable[[str], None]
+        self,
+        engine: Engine,
+        tag: str,
+        connected: Callable[[], Awaitable[None]],
+        died: Callable[[str], None],
+        *,
+        quiet: float = 30.0,
     ) -> None:
+        """`quiet`: seconds without an event after which a new stream is begun, for an engine that is gone without a
+        word looks just the same; and the most that leaving may take."""
         self._engine = engine
         self._tag = tag
         self._connected = connected
         self._died = died
         self._failures = 0
         self._again = asyncio.Event()
+        self._quiet = quiet
         # A thread of its own, since it waits for as long as nothing happens.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="docker events")
         self._tasks = Tasks("docker events")
@@ -61,14 +73,22 @@ class Events:
 
     async def _follow(self) -> None:
         while True:
+            began, error = time.monotonic(), None
             try:
                 await self._one_stream()
-                error: Exception | None = None
             except (BackendUnavailable, EngineError) as caught:
+                error = caught.__cause__ if isinstance(caught, BackendUnavailable) else caught
+            except Exception as caught:  # whatever it is, deaths have to be heard of
                 error = caught
-            self._failures += 1
+                log.exception("the engine's events could not be followed")
+            lived = time.monotonic() - began
+            # Being answered proves little: an engine may take each call and end it at once.
+            self._failures = 1 if lived > min(self._quiet, _LONGEST_PAUSE) else self._failures + 1
             pause = pause_after(self._failures, random.random())  # noqa: S311 - no secret
-            log.warning("the engine's events broke off", extra={"error": str(error or ""), "retry_in": round(pause, 2)})
+            level = logging.DEBUG if lived >= self._quiet else logging.WARNING
+            log.log(
+                level, "the engine's events broke off", extra={"error": str(error or ""), "retry_in": round(pause, 2)}
+            )
             await asyncio.sleep(pause)
 
     def look_again(self) -> None:
@@ -81,7 +101,6 @@ class Events:
         client, stream = await self._in_thread(self._open)
         try:
             await self._connected()
-            self._failures = 0
             while (event := await self._next(stream)) is not None:
                 if id := event.get("Actor", {}).get("Attributes", {}).get(SANDBOX):
                     self._died(id)
@@ -100,9 +119,20 @@ class Events:
             asking.cancel()
 
     def _open(self) -> tuple[APIClient, Iterator[Mapping[str, Any]]]:
+        """Not by the package's own `events`, which waits for ever and takes a refusal for a stream."""
         client = self._engine.connect()
-        filters = {"type": "container", "event": "die", "label": f"{GATEWAY}={self._tag}"}
-        return client, client.events(since=int(time.time() - _OVERLAP), filters=filters, decode=True)
+        filters = {"type": ["container"], "event": ["die"], "label": [f"{GATEWAY}={self._tag}"]}
+        asked = {"since": str(int(time.time() - _OVERLAP)), "filters": json.dumps(filters)}
+        url = f"{client.base_url}/v{client.api_version}/events"
+        try:
+            response = client.get(url, params=asked, stream=True, timeout=(self._quiet, self._quiet))
+            if response.status_code != HTTPStatus.OK:
+                raise EngineError(response.status_code, f"it refuses to tell of events: {response.text[:200]}")
+        except BaseException:
+            client.close()
+            raise
+        lines = response.iter_lines(chunk_size=1)
+        return client, CancellableStream((json.loads(line) for line in lines if line), response)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, _told, function)
