@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from typing import Any, Final
 
 from kernelpool.egress.addresses import judge
@@ -23,7 +24,7 @@ from kernelpool.egress.decisions import MAX_MESSAGE, Decision
 from kernelpool.egress.ledger import Ledger
 from kernelpool.egress.policy import EgressPolicy
 from kernelpool.egress.proxy import Proxy, ProxyLimits, readable
-from kernelpool.egress.resolver import SystemResolver
+from kernelpool.egress.resolver import STACK, SystemResolver
 
 _NOBODY: Final = 65534
 _FILES: Final = 16384
@@ -36,6 +37,7 @@ def main() -> int:
     gateway = socket.socket(fileno=os.dup(0))
     limits = confine()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.stack_size(STACK)
     asyncio.run(serve(gateway, limits))
     return 0
 

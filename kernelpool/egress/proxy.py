@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,6 +45,9 @@ class ProxyLimits:
     connections: int = 64
     """At the same time; more wait unaccepted."""
     lookups: int = 4
+    """At the same time, those included that nobody waits for any more."""
+    lookup: float = 10.0
+    """Seconds for the addresses of a name."""
     total: int = 4096
     """Connections of all sandboxes together. One may have no more than are still free, so that none takes them all."""
     head: float = 15.0
@@ -201,8 +204,7 @@ class Door:
             why = f"{host[:100]} at port {port} is not among the domains that this session may reach"
             raise Refused(403, Outcome.REFUSED_NAME, why, host, port)
         try:
-            async with self._lookups:
-                found = await self._proxy.resolver.resolve(host, port)
+            found = await self._look_up(host, port)
         except (OSError, TimeoutError):
             found = ()
         if not found:
@@ -217,6 +219,20 @@ class Door:
             with contextlib.suppress(OSError, TimeoutError):
                 return await self._dial(stack, address, port), address
         raise Refused(502, Outcome.FAILED, f"{host[:100]} at port {port} cannot be reached", host, port)
+
+    async def _look_up(self, host: str, port: int) -> Sequence[Address]:
+        """Whoever does not wait any more still holds the place until the lookup is over: a thread cannot be stopped,
+        and who asks his own slow servers would take them all. Raises `OSError`, `TimeoutError`."""
+        async with asyncio.timeout(self._proxy.limits.lookup):
+            await self._lookups.acquire()
+            looking = asyncio.ensure_future(self._proxy.resolver.resolve(host, port))
+            looking.add_done_callback(self._looked_up)
+            return await asyncio.shield(looking)
+
+    def _looked_up(self, looking: asyncio.Future[Sequence[Address]]) -> None:
+        self._lookups.release()
+        if not looking.cancelled():
+            looking.exception()  # seen: nobody may be waiting for it any more
 
     async def _dial(self, stack: AsyncExitStack, address: Address, port: int) -> Streams:
         """To the very address that was judged."""

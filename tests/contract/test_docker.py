@@ -156,7 +156,11 @@ async def test_the_engine_is_asked_for_a_hardened_container(kit: DockerKit, back
     assert {name: host[name] for name in HARDENED} == HARDENED
     assert host["SecurityOpt"][0] == "no-new-privileges"
     assert seccomp["defaultAction"] == "SCMP_ACT_ERRNO"
-    assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]}.items() >= {"core": 0, "nofile": 4096}.items()
+    assert {limit["Name"]: limit["Hard"] for limit in host["Ulimits"]}.items() >= {
+        "core": 0,
+        "nofile": 4096,
+        "sigpending": 1024,
+    }.items()
     assert [(mount["Type"], mount["Destination"], mount["Propagation"]) for mount in container["Mounts"]] == [
         ("bind", "/run/kp", "rprivate")
     ]

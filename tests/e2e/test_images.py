@@ -160,6 +160,10 @@ def derived(engine: docker.APIClient, python: str) -> Iterator[str]:
     engine.remove_image(name, force=True)
 
 
+def test_what_somebody_builds_from_ours_is_not_taken_for_it(python: str, derived: str) -> None:
+    assert prepare().id == python
+
+
 def test_an_image_that_is_named_is_used_as_it_is_and_says_what_it_holds_itself(
     engine: docker.APIClient, derived: str
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelpool.backends.egress import host_addresses
-from kernelpool.egress.addresses import is_public, judge
+from kernelpool.egress.addresses import Address, is_public, judge
 from kernelpool.egress.client_hello import NotTls, server_name
 from kernelpool.egress.decisions import Decision, Outcome
 from kernelpool.egress.flow import FlowLimits
@@ -67,6 +68,24 @@ async def test_what_is_not_on_the_list_is_403_with_a_sentence_and_is_not_even_lo
     assert names.asked == []
     assert world.connections == 0
     assert door.outcomes == ["refused_name"]
+
+
+class Slow(Names):
+    """Never answers, as servers of somebody who wants it so."""
+
+    async def resolve(self, host: str, port: int) -> Sequence[Address]:
+        self.asked.append(host)
+        await asyncio.Event().wait()
+        return ()
+
+
+async def test_a_lookup_that_nobody_waits_for_any_more_still_holds_its_place() -> None:
+    names = Slow()
+    async with door_of("*.evil.test", names=names, limits=ProxyLimits(lookups=2, lookup=0.2)) as door:
+        answers = await asyncio.gather(*(door.ask(get(f"{n}.evil.test", 80)) for n in range(4)))
+
+    assert all(answer.startswith(b"HTTP/1.1 502 ") for answer in answers)
+    assert len(names.asked) == 2
 
 
 @pytest.mark.parametrize("spelled", ["A.TEST", "a.test.", "A.tEsT."])

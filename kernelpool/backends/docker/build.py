@@ -30,6 +30,12 @@ _STEP: Final = re.compile(r"Step (\d+)/(\d+) : (.*)")
 _NOT_TEXT: Final = re.compile(r"\x1b\[[0-9;]*m|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+def own_name(target: Target) -> tuple[str, str]:
+    """Repository and tag that an image of ours has, whatever else it is called. Its labels do not tell it from what
+    somebody has built from it, which has them too."""
+    return f"kernelpool-{target.name}", f"inputs-{target.digest()}"
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a build is: the builder's step, and what is done in it."""
@@ -83,7 +89,9 @@ def _build(engine: Engine, plan: Plan, tell: Callable[[Progress], None], stop: t
     with told():
         client = engine.connect()
         try:
-            return Watch(plan, tell, stop).follow(_start(client, plan))
+            id = Watch(plan, tell, stop).follow(_start(client, plan))
+            client.tag(id, *own_name(plan.target))
+            return id
         finally:
             client.close()
 

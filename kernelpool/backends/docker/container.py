@@ -154,6 +154,8 @@ def _ulimits(limits: Limits) -> list[dict[str, Any]]:
         "nice": (0, 0),
         "nofile": (limits.open_files, limits.open_files),
         "rtprio": (0, 0),
+        # Counted over all sandboxes of a user: what one may add to that.
+        "sigpending": (1024, 1024),
         "stack": (8 << 20, 64 << 20),
     }
     return [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in wanted.items()]

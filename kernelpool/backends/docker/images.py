@@ -7,6 +7,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Final
 
 from docker import APIClient
@@ -16,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from kernelpool import __version__
 from kernelpool.backends.base import RuntimeMetadata, Say
 from kernelpool.backends.bwrap_argv import ENVIRONMENT, PROGRAM, PYTHON, SANDBOX_UID
-from kernelpool.backends.docker.build import IMAGE, INPUTS, Plan, Progress, build
+from kernelpool.backends.docker.build import Plan, Progress, build, own_name
 from kernelpool.backends.docker.context import Target, find_target
 from kernelpool.backends.docker.engine import Engine, EngineError, told
 from kernelpool.backends.docker.image import Image
@@ -58,11 +59,14 @@ async def find_or_build(engine: Engine, runtime: Runtime, say: Say) -> Image:
 
 
 async def find(engine: Engine, target: Target) -> str | None:
-    """The id of the newest image that was made from what is here now, on whatever base."""
-    labels = [f"{IMAGE}={target.name}", f"{INPUTS}={await asyncio.to_thread(target.digest)}"]
-    found = await engine.call(lambda client: client.images(filters={"label": labels}))
-    newest = max(found, key=lambda image: image["Created"], default=None)
-    return newest and str(newest["Id"])
+    """The id of the image that was last made from what is here now, on whatever base."""
+    name = ":".join(await asyncio.to_thread(own_name, target))
+    try:
+        return str((await _inspect(engine, name))["Id"])
+    except EngineError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
+        return None
 
 
 async def _ours(engine: Engine, runtime: Runtime, say: Say) -> str:
