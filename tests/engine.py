@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import os
 import shutil
@@ -23,9 +24,17 @@ from kernelpool.backends.docker.engine import Engine
 from kernelpool.backends.docker.images import find
 from kernelpool.backends.docker.settings import DEFAULT_HOST, DockerSettings
 
-BASE: Final = "kernelpool-test-base:bookworm"
-"""Kept between runs, as are the images built from it: each costs minutes."""
 BUNDLE: Final = Path("/etc/ssl/certs/ca-certificates.crt")
+"""This machine's authorities: packages may come through a proxy of its own."""
+
+
+def _name_of_base() -> str:
+    bundle = BUNDLE.read_bytes() if BUNDLE.is_file() else b""
+    return f"kernelpool-test-base:bookworm-{hashlib.sha256(bundle).hexdigest()[:8]}"
+
+
+BASE: Final = _name_of_base()
+"""Kept between runs, as are the images built from it: each costs minutes."""
 NETWORK: Final = os.environ.get("KPTEST_NETWORK", "")
 """The engine's network that builds use to fetch packages."""
 
@@ -48,7 +57,7 @@ def engine_client() -> Iterator[docker.APIClient]:
 
 
 def base_image(client: docker.APIClient) -> str:
-    """Debian with Python, and with this machine's authorities: packages may come through a proxy of its own."""
+    """Debian with Python."""
     if not client.images(BASE):
         if os.getuid() != 0 or shutil.which("mmdebstrap") is None:
             pytest.skip(f"no mmdebstrap, or not root, and no image {BASE}: images are NOT TESTED")
@@ -76,9 +85,19 @@ def image_of(name: str) -> str:
 
     async def get() -> str:
         async with Engine(DockerSettings(host=DEFAULT_HOST)) as engine:
-            return await find(engine, target) or await build(engine, Plan(target, base=base, network=NETWORK), print)
+            if (found := await find(engine, target)) is not None:
+                is_of_base: bool = await engine.call(lambda client: _is_made_of(client, found, base))
+                if is_of_base:
+                    return found
+            return await build(engine, Plan(target, base=base, network=NETWORK), print)
 
     return asyncio.run(get())
+
+
+def _is_made_of(client: docker.APIClient, image: str, base: str) -> bool:
+    id = client.inspect_image(base)["Id"]  # type: ignore[no-untyped-call]
+    layers = client.history(image)  # type: ignore[no-untyped-call]
+    return any(layer["Id"] == id for layer in layers)
 
 
 def build_from(client: docker.APIClient, dockerfile: str, name: str) -> None:

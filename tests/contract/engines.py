@@ -1,4 +1,4 @@
-"""A Docker Engine of a test's own, which it may kill. Without networks: it changes nothing of the machine's."""
+"""A Docker Engine of a test's own, which it may kill. Without networks, and away from the machine's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class OwnEngine:
             await self._until(lambda: (self.base / "c.sock").exists(), self._containerd)
         self._dockerd = self._run(
             [
-                *("dockerd", "-H", self.host, f"--containerd={self.base}/c.sock"),
+                # In a network of its own: it would delete the bridge of the machine's engine.
+                *("unshare", "--net", "dockerd", "-H", self.host, f"--containerd={self.base}/c.sock"),
                 *self._places(
                     **{"config-file": "daemon.json", "data-root": "data", "exec-root": "exec", "pidfile": "pid"}
                 ),

@@ -34,7 +34,9 @@ class Shell:
         """What it prints to stdout; to stderr when it is to fail."""
         process = self.start(*arguments)
         out, err = process.communicate(input, timeout=SECONDS)
-        assert process.returncode == code, (process.returncode, out, err)
+        assert process.returncode == code, (
+            f"{process.returncode}: {out.decode()}\n{err.decode()}"
+        )  # whole, however long
         assert b"Traceback (most recent call last):\n  File" not in err
         return err if code else out
 

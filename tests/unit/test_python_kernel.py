@@ -751,6 +751,21 @@ def test_a_subscriber_is_welcomed_so_that_it_knows_when_nothing_is_missed(fresh:
         assert b"iopub_welcome" in socket.recv_multipart()[3]
 
 
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_what_was_printed_before_the_process_leaves_at_once_is_read(fresh: Kernel, lines: int) -> None:
+    code = f"import os\nfor n in range({lines}): print(n)\nos._exit(3)"
+
+    request = fresh.client.execute(code)
+    text = ""
+    while not text.endswith(f"{lines - 1}\n"):  # or `Empty` is raised
+        message = fresh.client.get_iopub_msg(timeout=SECONDS)
+        if message["parent_header"].get("msg_id") == request and message["msg_type"] == "stream":
+            text += message["content"]["text"]
+
+    assert text == "".join(f"{n}\n" for n in range(lines))
+    assert fresh.process.wait(SECONDS) == 3
+
+
 def test_a_request_to_shut_down_ends_the_process(fresh: Kernel) -> None:
     fresh.client.shutdown()
 

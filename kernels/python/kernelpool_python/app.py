@@ -29,7 +29,7 @@ with _without_debugpy():
     import ipykernel.debugger  # noqa: F401
     from ipykernel.kernelapp import IPKernelApp
 
-from . import libraries, nested, packages, packing, threads  # noqa: E402
+from . import exits, libraries, nested, packages, packing, threads  # noqa: E402
 from .iopub import EventfdIOPubThread  # noqa: E402
 from .kernel import NoShellChannelThread, SessionKernel  # noqa: E402
 from .streams import CapturedStream, Streams  # noqa: E402
@@ -101,6 +101,7 @@ class KernelApp(IPKernelApp):
         super().init_kernel()
         self.log.setLevel(logging.CRITICAL)  # else every message is formatted to be thrown away
         threads.follow(self.kernel.shell)
+        exits.install(self.streams, self.iopub_thread)
         nested.install()
         packages.install()
         libraries.install()
