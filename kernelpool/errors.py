@@ -240,6 +240,12 @@ class ExecutionQueueFull(TryLater):
     remedy = "Wait for an execution of this session to finish."
 
 
+class ContainerBusy(TryLater):
+    code = "ContainerBusy"
+    status = 429
+    remedy = "Wait for a request to this session's container to end, or close a WebSocket."
+
+
 class AllocationTimeout(TryLater):
     code = "AllocationTimeout"
 

@@ -269,7 +269,7 @@ class Session:
     @asynccontextmanager
     async def forward(self, request: Forward) -> AsyncIterator[Answer]:
         """Passes a request on to the session's custom container, and its answer back, both as streams. Counts as an
-        execution. Raises `ContainerFault`, and `Conflict` where no custom container is."""
+        execution. Raises `ContainerBusy`, `ContainerFault`, and `Conflict` where no custom container is."""
         if not isinstance(self._agent, ContainerAgent):
             raise Conflict(f"Pool '{self._settings.name}' runs no custom containers: nothing is forwarded.")
         self._calls.admit()

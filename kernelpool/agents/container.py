@@ -16,12 +16,14 @@ from kernelpool.agents.base import FileContent
 from kernelpool.agents.forward import Answer, Forward, forwarded
 from kernelpool.backends.base import Address, TcpAddress, UnixAddress
 from kernelpool.backends.container import KNOCK_SOCKET, ContainerSpec, HttpCheck, Probe
-from kernelpool.errors import Conflict, ContainerFault, StartFailed
+from kernelpool.errors import Conflict, ContainerBusy, ContainerFault, StartFailed
 from kernelpool.models import Activation, AgentStatus, Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
 
 LISTENS: Final = Probe(timeout=1.0)
 """What takes the place of a startup probe that nobody wanted."""
 LISTEN_INTERVAL: Final = 0.1
+MOST_FORWARDS: Final = 200
+"""Requests that one container is handed at a time, tunnels included: fewer than its holder has places."""
 
 
 class ContainerAgent:
@@ -85,7 +87,10 @@ class ContainerAgent:
 
     @asynccontextmanager
     async def forward(self, request: Forward) -> AsyncIterator[Answer]:
-        """Raises `ContainerFault`, also while the answer is read; the sandbox may be lost then, or may not."""
+        """Raises `ContainerBusy`, and `ContainerFault`, also while the answer is read; the sandbox may be lost then, or
+        may not."""
+        if self._forwards >= MOST_FORWARDS:
+            raise ContainerBusy(f"{MOST_FORWARDS} requests of this session are under way already")
         self._forwards += 1
         try:
             async with self._forwarded(request) as answer:

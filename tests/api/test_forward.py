@@ -558,6 +558,22 @@ async def test_an_open_websocket_keeps_its_session_and_a_drain_ends_it(tmp_path:
             assert (await socket.receive()).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE)
 
 
+async def test_a_container_is_handed_a_bounded_number_of_requests_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernelpool.agents.container.MOST_FORWARDS", 1)
+    async with containers_of(tmp_path, app(speaking)) as api:
+        url = f"{api.base}/ws?identifier=abcd-1"
+        async with api.http.ws_connect(url, headers={"Authorization": f"Bearer {TOKEN}"}):
+            async with api.request("GET", "/x") as refused:
+                assert refused.status == 429
+                assert refused.headers["x-ms-error-code"] == "ContainerBusy"
+                assert refused.headers["Retry-After"] == "1"
+            # Another session has places of its own.
+            async with api.request("GET", "/x", identifier="abcd-2") as other:
+                assert other.status != 429
+
+
 async def test_a_container_that_floods_a_websocket_waits_for_its_reader(tmp_path: Path) -> None:
     sent, over = 0, False
 

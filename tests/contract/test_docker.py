@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,7 @@ from kernelpool.backends.docker.backend import DockerBackend
 from kernelpool.backends.docker.engine import Engine
 from kernelpool.backends.docker.events import pause_after
 from kernelpool.backends.docker.image import Image
+from kernelpool.backends.docker.pull import pull
 from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.errors import BackendUnavailable, InvalidRequest, PrepareFailed, StartFailed
 from kernelpool.runtimes import Runtime
@@ -438,6 +440,30 @@ async def test_an_image_with_volumes_is_refused_since_nothing_limits_them(runc: 
                 await backend.prepare(spec().runtime, lambda _: None)
     finally:
         runc.client.remove_image(name)
+
+
+@pytest.fixture
+def silent_registry() -> Iterator[str]:
+    """An image of a registry that takes connections and says nothing; engines believe those on localhost by HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"localhost:{listener.getsockname()[1]}/image:1"
+
+
+async def test_a_pull_that_nobody_waits_for_any_more_is_given_up_at_once(runc: DockerKit, silent_registry: str) -> None:
+    async with Engine(DockerSettings(host=ENGINE)) as engine:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await pull(engine, silent_registry)
+
+
+async def test_a_pull_of_which_nothing_comes_ends(
+    runc: DockerKit, silent_registry: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernelpool.backends.docker.pull.SILENCE", 0.5)
+
+    async with Engine(DockerSettings(host=ENGINE)) as engine:
+        with pytest.raises(PrepareFailed, match=r"nothing came of it for 0\.5 s"):
+            await pull(engine, silent_registry)
 
 
 async def test_the_user_of_sandboxes_cannot_be_the_gateways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

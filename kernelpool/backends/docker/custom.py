@@ -15,11 +15,12 @@ from kernelpool.agent import forwarder
 from kernelpool.backends.base import RuntimeMetadata, SandboxSpec, Say
 from kernelpool.backends.container import ContainerSpec, Registry
 from kernelpool.backends.docker.container import chosen, hardened, tmpfs
-from kernelpool.backends.docker.engine import Engine, EngineError, told
+from kernelpool.backends.docker.engine import Engine, EngineError
 from kernelpool.backends.docker.folders import Folders
 from kernelpool.backends.docker.labels import HOLDER_SUFFIX, container_name, holder_name, labels
 from kernelpool.backends.docker.network import holder, is_proxied
 from kernelpool.backends.docker.outside import Outside, holding
+from kernelpool.backends.docker.pull import pull
 from kernelpool.backends.docker.sandbox import DockerSandbox
 from kernelpool.backends.docker.start import OpenDoor, listening
 from kernelpool.backends.oci_seccomp import oci_profile
@@ -142,10 +143,10 @@ async def fetched(engine: Engine, container: ContainerSpec, registry: Registry |
         facts = await _facts(engine, name)
         if facts is None:
             say(f"fetching the image {name}")
-            await in_thread(_pull, engine, name, registry)
+            await pull(engine, name, registry, anonymous=True)
             facts = await _facts(engine, name)
     except EngineError as error:
-        raise PrepareFailed(_sentence(name, str(error))) from error
+        raise PrepareFailed(f"the image {name} cannot be used: {error}") from error
     except BackendUnavailable as error:
         raise PrepareFailed(f"the image {name} cannot be had: {error}") from error
     if facts is None:
@@ -166,38 +167,3 @@ async def _facts(engine: Engine, name: str) -> Mapping[str, Any] | None:
             return None
         raise
     return facts
-
-
-def _pull(engine: Engine, name: str, registry: Registry | None) -> None:
-    """As long as it takes, in a client of its own."""
-    login = {}
-    if registry is not None and registry.username:
-        login = {"username": registry.username, "password": registry.password or "", "serveraddress": registry.server}
-    with told():
-        client = engine.connect()
-        try:
-            # Without a login of the pool's there is none: those that this machine has belong to somebody.
-            for line in client.pull(name, auth_config=login, stream=True, decode=True):
-                if "error" in line:
-                    raise PrepareFailed(_sentence(name, str(line["error"])))
-        finally:
-            client.close()
-
-
-_CAUSES: Final[Mapping[str, str]] = {
-    "no space left": "there is no room left on the engine's disk",
-    "unauthorized": "the registry wants a login that may fetch it; see container.registry",
-    "authentication required": "the registry wants a login that may fetch it; see container.registry",
-    "incorrect username or password": "the registry refuses the username and password of container.registry",
-    "denied": "it does not exist there, or needs a login; see container.registry",
-    "manifest unknown": "the registry does not have this tag",
-    "not found": "the registry does not have it",
-    "no such host": "there is no such registry",
-    "connection refused": "the registry does not answer",
-    "timeout": "the registry does not answer",
-}
-
-
-def _sentence(name: str, said: str) -> str:
-    cause = next((text for word, text in _CAUSES.items() if word in said.lower()), "")
-    return f"the image {name} cannot be fetched: {cause or said[:300]}"

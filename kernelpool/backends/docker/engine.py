@@ -96,10 +96,11 @@ class Engine:
                 await finish(work)
             raise
 
-    def connect(self) -> APIClient:
-        """A client of its own, for what takes as long as it takes. Blocks for one call."""
+    def connect(self, silence: float | None = None) -> APIClient:
+        """A client of its own, for what takes as long as it takes. `silence` is for calls to which the `docker` package
+        gives no limit: seconds between two pieces of the answer. Blocks for one call."""
         settings = self._settings
-        client = APIClient(
+        client = _Client(
             settings.host,
             version="auto",
             timeout=settings.call_timeout,
@@ -107,7 +108,17 @@ class Engine:
             max_pool_size=settings.start_concurrency + _THREADS,
         )
         client.trust_env = False  # the environment's proxies are for the outside
+        client.silence = silence
         return client
+
+
+class _Client(APIClient):
+    silence: float | None = None
+
+    def post(self, url: Any, data: Any = None, json: Any = None, **rest: Any) -> requests.Response:
+        if rest.get("timeout", 0) is None:
+            rest["timeout"] = self.silence
+        return super().post(url, data, json, **rest)
 
 
 def _tls(settings: DockerSettings) -> TLSConfig | None:

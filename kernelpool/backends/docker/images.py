@@ -19,8 +19,9 @@ from kernelpool.backends.base import RuntimeMetadata, Say
 from kernelpool.backends.bwrap_argv import ENVIRONMENT, PROGRAM, PYTHON, SANDBOX_UID
 from kernelpool.backends.docker.build import Plan, Progress, build, own_name
 from kernelpool.backends.docker.context import Target, find_target
-from kernelpool.backends.docker.engine import Engine, EngineError, told
+from kernelpool.backends.docker.engine import Engine, EngineError
 from kernelpool.backends.docker.image import Image
+from kernelpool.backends.docker.pull import pull
 from kernelpool.backends.tree.packages import metadata_of
 from kernelpool.errors import BackendUnavailable, PrepareFailed
 from kernelpool.runtimes import Runtime
@@ -86,9 +87,11 @@ async def _named(engine: Engine, name: str, say: Say) -> str:
     """Its id; what it names may change while sandboxes live."""
     try:
         found = await _inspect(engine, name)
-    except EngineError:
+    except EngineError as error:
+        if error.status != HTTPStatus.NOT_FOUND:
+            raise
         say(f"fetching the image {name}")
-        await _pull(engine, name)
+        await pull(engine, name)
         found = await _inspect(engine, name)
     version = (found["Config"].get("Labels") or {}).get(VERSION, __version__)
     if version != __version__:
@@ -99,18 +102,6 @@ async def _named(engine: Engine, name: str, say: Say) -> str:
 async def _inspect(engine: Engine, name: str) -> dict[str, Any]:
     found: dict[str, Any] = await engine.call(lambda client: client.inspect_image(name))
     return found
-
-
-async def _pull(engine: Engine, name: str) -> None:
-    """As long as it takes, so in a thread and with a client of its own."""
-
-    def pull() -> None:
-        with told(), contextlib.closing(engine.connect()) as client:
-            for line in client.pull(name, stream=True, decode=True):
-                if "error" in line:
-                    raise PrepareFailed(f"the image {name} cannot be fetched: {line['error']}")
-
-    await asyncio.to_thread(pull)
 
 
 async def describe(engine: Engine, id: str, runtime: Runtime) -> RuntimeMetadata:
