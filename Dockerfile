@@ -8,10 +8,16 @@ ARG RUNTIME=python
 ARG VERSION=unknown
 ARG SOURCE_DATE_EPOCH=315619200
 
+# Folders that COPY makes have the time of the build.
+FROM ${BASE} AS holder
+ARG SOURCE_DATE_EPOCH
+COPY kernelpool/__init__.py kernelpool/backends/docker/holder*.py /net/opt/holder/
+RUN find /net -exec touch --no-dereference --date=@${SOURCE_DATE_EPOCH} {} +
+
 # Holds a network namespace for others. Nothing but Python and one program, and nothing secret.
 FROM ${BASE} AS net
 ARG VERSION
-COPY kernelpool/__init__.py kernelpool/backends/docker/holder*.py /opt/holder/
+COPY --from=holder /net/ /
 LABEL org.opencontainers.image.title="kernelpool net" \
       org.opencontainers.image.description="Holds the network namespace of a sandbox" \
       org.opencontainers.image.licenses="Apache-2.0" \

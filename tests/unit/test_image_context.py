@@ -48,9 +48,9 @@ def copied(stages: set[str], runtime: str) -> Iterator[str]:
 
 
 STAGES = {
-    "net": {"net"},
-    "python": {"net", "packages", "program", "runtime"},
-    "gateway": {"net", "gateway-packages", "gateway"},
+    "net": {"holder", "net"},
+    "python": {"holder", "net", "packages", "program", "runtime"},
+    "gateway": {"holder", "net", "gateway-packages", "gateway"},
 }
 
 
