@@ -1,9 +1,10 @@
 # One command each: `make serve` runs the gateway, `make test` runs the tests, `make bench` prints the table.
+SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: serve test lint bench doctor constraints clean
+.PHONY: serve test lint bench demos doctor constraints clean
 
 serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm Python pool
 	$(BIN)/kernelpool serve $(ARGS)
@@ -15,7 +16,14 @@ test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest $(ARGS)
+	@# Side by side, for half of them mostly wait: those that start nothing, and those that start sandboxes and gateways.
+	@trap 'kill 0' INT TERM; set -o pipefail; \
+	$(BIN)/pytest -p no:cacheprovider $(ARGS) tests/api tests/unit tests/test_*.py >$(VENV)/side.log 2>&1 & side=$$!; \
+	$(BIN)/pytest $(ARGS) tests/contract tests/e2e | tee $(VENV)/main.log; main=$$?; \
+	wait $$side; side=$$?; cat $(VENV)/side.log; \
+	grep -hE '^(FAILED|ERROR) ' $(VENV)/main.log $(VENV)/side.log; \
+	tail -qn 1 $(VENV)/main.log $(VENV)/side.log; \
+	[ $$main = 0 ] && [ $$side = 0 ]
 
 lint: $(VENV)/.installed-dev  ## Only the linters and the type checker
 	$(BIN)/ruff check .
@@ -33,6 +41,9 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+demos: $(VENV)/.installed-dev  ## Execute notebooks/ against the gateway of KERNELPOOL_URL and KERNELPOOL_TOKEN, and store the outputs
+	$(BIN)/python notebooks/execute.py $(ARGS)
 
 constraints: $(VENV)/.installed-dev  ## Newer exact versions of what images hold
 	$(BIN)/python deploy/constraints.py

@@ -17,9 +17,10 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.crowd import slow_crowd
+from benchmarks.jupyter import jupyter
 from benchmarks.kernels import OURS, STOCK, running_kernel
 from benchmarks.memory import Peak, cpu_seconds, processes_named, pss
-from benchmarks.peers import running_kernel_gateway
+from benchmarks.peers import KERNEL_GATEWAY, running_peer
 from benchmarks.rest import Client, Gateway, new_identifier, running_gateway
 
 STATE = Path(f"/var/tmp/kernelpool-bench-{os.getuid()}")
@@ -41,6 +42,7 @@ def main() -> None:
     with running_gateway(options.state, ready=READY, limits={"workspace": "2Gi", "memory": "3Gi"}) as gateway:
         gateway.wait_warm(READY)
         latency(gateway, options.state)
+        jupyter(gateway, options.state)
         throughput(gateway)
         memory(gateway)
         crowd(gateway)
@@ -78,7 +80,9 @@ def latency(gateway: Gateway, state: Path) -> None:
     with ExitStack() as stack:
         ours = stack.enter_context(running_kernel(OURS))
         stock = stack.enter_context(running_kernel(STOCK))
-        peer = stack.enter_context(running_kernel_gateway(state))
+        server = stack.enter_context(running_peer(state, KERNEL_GATEWAY))
+        peer = stack.enter_context(server.connected(server.create()))
+        peer.execute("1")
         client, warm = gateway.client(), new_identifier()
         client.execute(warm, "state = 0")
         gateway.wait_warm(READY)

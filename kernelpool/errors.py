@@ -10,6 +10,7 @@
     │   │   ├── MalformedHead
     │   │   │   ├── TargetTooLong
     │   │   │   └── HeadersTooLarge
+    │   │   ├── InvalidNotebook
     │   │   └── UnsupportedMediaType
     │   ├── Unauthorized
     │   │   └── InvalidToken
@@ -20,6 +21,8 @@
     │   │   ├── PoolNotFound
     │   │   ├── SessionNotFound
     │   │   ├── ExecutionNotFound
+    │   │   ├── KernelNotFound
+    │   │   ├── JupyterSessionNotFound
     │   │   └── FileNotFound
     │   ├── Conflict
     │   ├── PayloadTooLarge
@@ -115,6 +118,11 @@ class HeadersTooLarge(MalformedHead):
     remedy = "Send fewer or shorter headers; the message names the limit."
 
 
+class InvalidNotebook(InvalidRequest):
+    code = "InvalidNotebook"
+    remedy = "Send a notebook that nbformat's `validate` passes; the message says what is wrong, and where."
+
+
 class UnsupportedMediaType(InvalidRequest):
     code = "UnsupportedMediaType"
     status = 415
@@ -179,6 +187,16 @@ class SessionNotFound(NotFound):
 class ExecutionNotFound(NotFound):
     code = "ExecutionNotFound"
     remedy = "Poll the session that the execution was submitted to, while the session lives."
+
+
+class KernelNotFound(NotFound):
+    code = "KernelNotFound"
+    remedy = "List the kernels: one whose session has ended is not there any more, and neither are its variables."
+
+
+class JupyterSessionNotFound(NotFound):
+    code = "JupyterSessionNotFound"
+    remedy = "List the sessions: one ends with its kernel."
 
 
 class FileNotFound(NotFound):

@@ -17,10 +17,11 @@ from kernelpool.agents import Connect
 from kernelpool.auth.principal import Principal
 from kernelpool.backends.base import Backend, RuntimeMetadata
 from kernelpool.backends.container import Probe
-from kernelpool.errors import Conflict, InvalidIdentifier, InvalidIdentifierLength, PoolNotFound
+from kernelpool.errors import Conflict, InvalidIdentifier, InvalidIdentifierLength, KernelNotFound, PoolNotFound
 from kernelpool.heartbeat import Heartbeat
 from kernelpool.journal import Journal
-from kernelpool.life import SessionInfo
+from kernelpool.kernel import Kernel
+from kernelpool.life import LiveSession, SessionInfo
 from kernelpool.liveness import Liveness
 from kernelpool.pool.launcher import Connected, Launcher
 from kernelpool.pool.pool import WarmPool
@@ -53,6 +54,7 @@ class PoolInfo:
     name: str
     runtime: str
     language: str
+    display_name: str
     ready: int
     outdated: int
     """Of the ready ones: made from settings that the pool has no more."""
@@ -202,6 +204,23 @@ class Gateway:
         sessions = self._pool(pool).sessions
         return [sessions.describe(live) for live in sessions if live.record.tenant == principal.tenant]
 
+    def kernels(self, principal: Principal, name: str | None = None) -> list[Kernel]:
+        """The principal's sessions as kernels, oldest first: of one pool, or of all that he may enter. Those with
+        custom containers have none."""
+        return [
+            self._kernel(pool, principal, live)
+            for pool in self._kernel_pools(principal, name)
+            for live in pool.sessions
+            if live.record.tenant == principal.tenant
+        ]
+
+    def kernel(self, principal: Principal, guid: str, name: str | None = None) -> Kernel:
+        """Raises `KernelNotFound`."""
+        for pool in self._kernel_pools(principal, name):
+            if (live := pool.sessions.of_guid(principal.tenant, guid)) is not None:
+                return self._kernel(pool, principal, live)
+        raise KernelNotFound(f"There is no kernel '{guid[:40]}'.")
+
     async def stop_session(self, principal: Principal, pool: str, identifier: str) -> None:
         """Destroys it now, whatever runs. Raises `SessionNotFound`."""
         owner = self._pool(pool)
@@ -304,6 +323,16 @@ class Gateway:
         log.info("pool opened", extra={"pool": settings.name, "adopted": len(found.ready), "sessions": len(in_use)})
         return _Pool(source, launcher, warm, sessions, heartbeat, liveness, stack)
 
+    def _kernel_pools(self, principal: Principal, name: str | None) -> list[_Pool]:
+        pools = self._pools if name is None else {name: self._pool(name)}
+        return [
+            pool for name, pool in pools.items() if principal.may_enter(name) and pool.source.settings.container is None
+        ]
+
+    def _kernel(self, pool: _Pool, principal: Principal, live: LiveSession) -> Kernel:
+        watch = self._watch(pool, principal, live.record.session)
+        return Kernel(live, pool.sessions, self._calls, self._admission(principal.tenant), watch)
+
     def _session(self, pool: _Pool, principal: Principal, held: Held) -> Session:
         watch = self._watch(pool, principal, held.live.record.session)
         admission = self._admission(principal.tenant)
@@ -340,6 +369,7 @@ def _pool_info(pool: _Pool) -> PoolInfo:
         name=settings.name,
         runtime=settings.runtime,
         language=pool.source.runtime.language,
+        display_name=pool.source.runtime.display_name,
         ready=statistics.now.ready,
         outdated=statistics.outdated,
         starting=statistics.now.starting,

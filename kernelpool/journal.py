@@ -28,7 +28,21 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 MAX_RECORD_BYTES = 64 * 1024
+MAX_JUPYTER_SESSIONS = 8
+"""Of one session."""
 _ID = re.compile(r"[0-9a-f]{12}")
+
+
+class JupyterSession(BaseModel):
+    """What a Jupyter client calls a session: a document of its, and that it runs in this session's kernel."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: str = Field(pattern=r"^[0-9a-f-]{36}$")
+    path: str = Field(max_length=1024)
+    """A name that the client made up, of a file of its own: no path of ours or of the sandbox's."""
+    name: str = Field(max_length=255)
+    type: str = Field(max_length=64)
 
 
 class Record(BaseModel):
@@ -43,6 +57,7 @@ class Record(BaseModel):
     session: str = Field(min_length=1)
     """The session's own id, as the agent knows it."""
     created_at: float = Field(gt=0, allow_inf_nan=False)
+    jupyter: tuple[JupyterSession, ...] = Field((), max_length=MAX_JUPYTER_SESSIONS)
     ended: str | None = None
     """Why, when it has ended but its sandbox could not be destroyed: nobody goes on with it."""
 

@@ -21,7 +21,10 @@ from kernelpool.pool.settings import PoolSettings
 class SessionInfo:
     """A session as its owner may see it. Times are seconds since the epoch."""
 
+    pool: str
     identifier: str
+    guid: str
+    """Of this session, as logs name it and Jupyter clients know its kernel: never given to another one."""
     etag: str
     created_at: float
     last_accessed_at: float
@@ -48,8 +51,10 @@ class LiveSession:
         """What its agent said last, when asked for the metrics."""
         self.settings = settings
         """Of its pool when it began."""
-        # The mutable state besides `ended`: callers who have it in hand, and when it was last seen in use.
+        # The mutable state besides `ended`: callers who have it in hand, Jupyter clients that are connected to it, and
+        # when it was last seen in use.
         self._holds = 0
+        self._connections = 0
         self._used_at = used_at
 
     def __repr__(self) -> str:
@@ -70,9 +75,20 @@ class LiveSession:
             self._holds -= 1
             self._used_at = asyncio.get_running_loop().time()
 
+    @contextmanager
+    def connection(self) -> Iterator[None]:
+        """While a Jupyter client is connected its cooldown is a longer one; the shorter starts anew when the last has
+        left."""
+        self._connections += 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
+            self._used_at = asyncio.get_running_loop().time()
+
     def learn(self, status: AgentStatus, now: float) -> None:
         """What the agent says can lengthen its life, up to `max_alive`, but not shorten it."""
-        cooldown = self.settings.session_cooldown
+        cooldown = self._cooldown
         idle = 0.0 if status.running > 0 or status.queued > 0 else status.idle_seconds
         if not idle < cooldown:
             return
@@ -85,20 +101,26 @@ class LiveSession:
 
     def next_look(self, now: float) -> float:
         """Until when it lives if nobody uses it after `now`."""
-        return min(self._used_until(now) + self.settings.session_cooldown, self.ends_at)
+        return min(self._used_until(now) + self._cooldown, self.ends_at)
+
+    def next_guard(self, now: float) -> float:
+        """The same, but no later than it would be if all Jupyter clients left now."""
+        return min(self.next_look(now), now + self.settings.session_cooldown)
 
     def why_over(self, now: float) -> str | None:
         """None while it is not."""
         if now >= self.ends_at:
             return f"it reached its longest life of {self.settings.max_alive:g} s"
         if now >= self.next_look(now):
-            return f"it was not used for {self.settings.session_cooldown:g} s"
+            return f"it was not used for {self._cooldown:g} s"
         return None
 
     def describe(self, now: float, epoch: float) -> SessionInfo:
         """`epoch` turns the loop's times into seconds since the epoch."""
         return SessionInfo(
+            pool=self.record.pool,
             identifier=self.record.identifier,
+            guid=self.record.session,
             etag=f"0--{self.record.session}",
             created_at=self.record.created_at,
             last_accessed_at=epoch + self._used_until(now),
@@ -109,7 +131,11 @@ class LiveSession:
 
     @property
     def _longest_idle(self) -> float:
-        return self.settings.session_cooldown - min(1.0, self.settings.session_cooldown / 2)
+        return self._cooldown - min(1.0, self._cooldown / 2)
+
+    @property
+    def _cooldown(self) -> float:
+        return self.settings.connected_cooldown if self._connections else self.settings.session_cooldown
 
     def _used_until(self, now: float) -> float:
         return now if self._holds else self._used_at

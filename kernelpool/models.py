@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,9 @@ LATEST = 253_402_300_799.0
 """The end of the year 9999 in seconds since the epoch: no date comes after it."""
 
 _ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
+_CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+MAX_CELL_METADATA = 16 << 10
+"""Characters of a cell's metadata as JSON."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 # How the gateway's validation, which is pydantic's, reads what comes out of a sandbox: NaN and the infinities are no
@@ -52,6 +56,15 @@ class EndCause(StrEnum):
     TIMED_OUT = "timed_out"
     CANCELED = "canceled"  # by a caller, or because the only caller left
     KERNEL_DIED = "kernel_died"
+
+
+class Origin(StrEnum):
+    """By which door an execution came."""
+
+    REST = "rest"
+    JUPYTER = "jupyter"
+    NOTEBOOK = "notebook"
+    MCP = "mcp"
 
 
 class SessionEnd(StrEnum):
@@ -109,6 +122,35 @@ Output = StreamOutput | DisplayOutput | ResultOutput | ErrorOutput
 
 
 @dataclass(frozen=True, slots=True)
+class Cell:
+    """The notebook's cell that a piece of code stands in: its id there, and its metadata."""
+
+    id: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.id is not None and not self.is_id(self.id):
+            raise InvalidRequest("a cell's id must be 1 to 64 of A-Z a-z 0-9 - _")
+        if not isinstance(self.metadata, dict):
+            raise InvalidRequest("a cell's metadata must be a JSON object")
+        if self.metadata and not self.is_small(self.metadata):
+            raise InvalidRequest(f"a cell's metadata must be JSON of {MAX_CELL_METADATA} characters at most")
+
+    @staticmethod
+    def is_id(text: object) -> bool:
+        """Whether a cell may be called so, as nbformat has it."""
+        return isinstance(text, str) and _CELL_ID.fullmatch(text) is not None
+
+    @staticmethod
+    def is_small(metadata: object) -> bool:
+        """Whether it is JSON, and short enough to be kept with an execution."""
+        try:
+            return len(json.dumps(metadata, allow_nan=False)) <= MAX_CELL_METADATA
+        except (TypeError, ValueError, RecursionError):
+            return False
+
+
+@dataclass(frozen=True, slots=True)
 class ExecuteRequest:
     """One piece of code for a session. `timeout` counts from the start of running, in seconds."""
 
@@ -117,8 +159,14 @@ class ExecuteRequest:
     timeout: float
     traceparent: str | None = None
     """The caller's trace, as in W3C Trace Context: handed to the kernel, and named in the agent's log lines."""
+    origin: Origin = Origin.REST
+    cell: Cell | None = None
 
     def __post_init__(self) -> None:
+        # From JSON both come as what JSON has.
+        object.__setattr__(self, "origin", Origin(self.origin))
+        if isinstance(self.cell, dict):
+            object.__setattr__(self, "cell", Cell(**self.cell))
         if not self.is_id(self.id):
             raise InvalidRequest("operation-id must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         if not self.timeout > 0:
@@ -130,6 +178,16 @@ class ExecuteRequest:
     def is_id(text: str) -> bool:
         """Whether an execution may be called so; what may not is safe in no URL either."""
         return re.fullmatch(r"[A-Za-z0-9._:~-]{1,128}", text) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateDisplayData:
+    """Every output with this display_id becomes this."""
+
+    display_id: str
+    data: dict[str, Any]
+    metadata: dict[str, Any]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +218,9 @@ class Execution:
     files: tuple[str, ...] = ()
     """Workspace paths that were written while it ran, relative to the workspace."""
     files_complete: bool = True
+    origin: Origin = Origin.REST
+    updates: tuple[UpdateDisplayData, ...] = ()
+    """Of displays that earlier executions made, the last of each."""
 
     def __post_init__(self) -> None:
         _check(_ID.fullmatch(self.id) is not None, "an impossible id")
@@ -173,6 +234,21 @@ class Execution:
         if self.started_at is None:
             return 0.0
         return max(0.0, (self.finished_at or self.started_at) - self.started_at)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptExecution:
+    """One of the executions that a session keeps, with the code that was run."""
+
+    number: int
+    """Its place among all that the session ever had, from 1 on: one that is missing is kept no longer."""
+    code: str | None
+    """None when it was too long to be kept."""
+    execution: Execution
+    cell: Cell | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.number > 0, "an impossible number")
 
 
 EventKind = Literal["state", "output", "update_display", "clear_output", "gap", "done"]
@@ -196,16 +272,6 @@ class Event:
 @dataclass(frozen=True, slots=True)
 class StateData:
     state: ExecutionState
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateDisplayData:
-    """Every output with this display_id becomes this."""
-
-    display_id: str
-    data: dict[str, Any]
-    metadata: dict[str, Any]
-    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +418,13 @@ class AgentConfig:
     """RLIMIT_NPROC that the agent sets on itself and its children; 0 leaves it. Counted in the sandbox's own
     user namespace, which is why it cannot be set from outside."""
     queue_size: int = 16
-    """Executions that may wait behind the running one."""
+    """Executions that may wait behind the running one, besides the cells of Jupyter clients."""
+    cell_queue_size: int = 1000
+    """Cells of Jupyter clients that may wait: "run all" sends a whole notebook at once."""
+    relay_bytes: int = 32 << 20
+    """Bytes kept of what Jupyter clients are told, for those that are slow or away. None without any client."""
+    relay_messages: int = 10_000
+    """How many messages those are at most."""
     output_bytes: int = 8 << 20
     """Output kept of one execution."""
     history_bytes: int = 32 << 20
@@ -408,3 +480,36 @@ class AgentStatus:
         _check(self.running >= 0 and self.queued >= 0, "a negative number of executions")
         _check(self.workspace_bytes >= 0 and self.memory_bytes >= 0, "a negative size")
         _check(self.cpu_seconds >= 0, "a negative time")
+
+
+class KernelPhase(StrEnum):
+    """How a kernel is, in the words of Jupyter's `execution_state`."""
+
+    STARTING = "starting"  # the first one of its sandbox
+    IDLE = "idle"
+    BUSY = "busy"  # with an execution
+    RESTARTING = "restarting"  # the one before has ended, the next has not answered yet
+    DEAD = "dead"  # none comes up; it is tried again and again
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """What an agent says of its kernel. From inside a hostile sandbox: believe types, not truth."""
+
+    __pydantic_config__: ClassVar[dict[str, bool]] = FINITE
+
+    execution_state: KernelPhase
+    last_activity: float
+    """When the kernel or a client last said something, in seconds since the epoch."""
+    connections: int = 0
+    """Jupyter clients that are connected now."""
+    restarts: int = 0
+    """Kernels that ended since the sandbox began, whatever ended them."""
+    queued: int = 0
+    """Executions that wait, of all surfaces."""
+    failure: str | None = None
+    """Why no kernel comes up, when none does."""
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.last_activity <= LATEST, "an impossible time")
+        _check(min(self.connections, self.restarts, self.queued) >= 0, "a negative number")

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from kernelpool.agents import Answer, ContainerAgent, FileContent, Forward
+from kernelpool.agents.base import MAX_LISTED
 from kernelpool.errors import (
     AgentFault,
     Conflict,
@@ -22,8 +23,8 @@ from kernelpool.errors import (
     SandboxLost,
     SandboxUnreachable,
 )
-from kernelpool.life import SessionInfo
-from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.life import LiveSession, SessionInfo
+from kernelpool.models import Event, ExecuteRequest, Execution, FileInfo, KeptExecution, WorkspacePath
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.sessions import Held, Sessions
 from kernelpool.tasks import Tasks
@@ -218,6 +219,19 @@ class Session:
         async with self._or_lost():
             return self._watch.learned(await self._agent.execution(id))
 
+    async def executions(
+        self, after: int = 0, *, limit: int = MAX_LISTED, outputs: bool = False
+    ) -> AsyncIterator[KeptExecution | int]:
+        """As `Agent.executions`."""
+        async with self._or_lost():
+            listed = self._agent.executions(after, limit=limit, outputs=outputs)
+            try:
+                async for item in listed:
+                    yield item
+            finally:
+                if isinstance(listed, AsyncGenerator):
+                    await listed.aclose()
+
     async def cancel(self, id: str) -> Execution:
         """Interrupts it when it runs, takes it out of the queue when it waits. Raises `ExecutionNotFound`."""
         async with self._or_lost(max(each.longest_stop for each in self._promises)):
@@ -333,20 +347,24 @@ class Session:
         if not self._calls.is_wanted(self.call(request.id)):  # sent again it is no second execution
             self._admission.execution()
 
-    @asynccontextmanager
-    async def _or_lost(self, seconds: float | None = None) -> AsyncIterator[None]:
-        """A sandbox that does not answer ends its session, and the caller reads why. `seconds` is more than an honest
-        agent ever needs. Raises `SandboxUnreachable` when it answers again."""
-        try:
-            async with asyncio.timeout(seconds) as deadline:
-                yield
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise AgentFault(f"the sandbox's agent did not answer within {seconds:g} s") from None
-        except SandboxLost as error:
-            why = await self._sessions.lost(self._live, "its sandbox does not answer")
-            raise SandboxLost(f"The session ended: {why}. Its variables and files are gone.") from error
+    def _or_lost(self, seconds: float | None = None) -> AbstractAsyncContextManager[None]:
+        return or_lost(self._sessions, self._live, seconds)
+
+
+@asynccontextmanager
+async def or_lost(sessions: Sessions, live: LiveSession, seconds: float | None = None) -> AsyncIterator[None]:
+    """A sandbox that does not answer ends its session, and the caller reads why. `seconds` is more than an honest
+    agent ever needs. Raises `SandboxUnreachable` when it answers again."""
+    try:
+        async with asyncio.timeout(seconds) as deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        raise AgentFault(f"the sandbox's agent did not answer within {seconds:g} s") from None
+    except SandboxLost as error:
+        why = await sessions.lost(live, "its sandbox does not answer")
+        raise SandboxLost(f"The session ended: {why}. Its variables and files are gone.") from error
 
 
 class _Upload:

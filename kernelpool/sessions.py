@@ -27,7 +27,7 @@ from kernelpool.errors import (
     SessionNotFound,
     StartFailed,
 )
-from kernelpool.journal import Journal, Record
+from kernelpool.journal import Journal, JupyterSession, Record
 from kernelpool.life import LiveSession, SessionInfo
 from kernelpool.models import Activation, AgentStatus, SessionEnd
 from kernelpool.pool.launcher import WHY_SECONDS, Connected
@@ -147,6 +147,18 @@ class Sessions:
         live = self._get(tenant, identifier)
         with live.hold():
             yield Held(live, False, 0.0)
+
+    def of_guid(self, tenant: str, guid: str) -> LiveSession | None:
+        """A tenant's own session."""
+        mine = (live for live in self._live.values() if live.record.tenant == tenant)
+        return next((live for live in mine if live.record.session == guid), None)
+
+    async def keep(self, live: LiveSession, jupyter: tuple[JupyterSession, ...]) -> None:
+        """Remembers, over a restart too, what a Jupyter client calls sessions. Raises `SandboxLost` when it is over."""
+        if live.ended is not None:
+            raise SandboxLost(f"The session ended: {live.ended}.")
+        live.record = live.record.model_copy(update={"jupyter": jupyter})
+        await self._journal.write(live.record)
 
     def has(self, tenant: str, identifier: str) -> bool:
         """Whether `use` would find it there, or on its way."""
@@ -312,7 +324,7 @@ class Sessions:
 
     async def _wait_over(self, live: LiveSession) -> tuple[SessionEnd, str | None]:
         try:
-            async with asyncio.timeout_at(live.next_look(self._loop.time())):
+            async with asyncio.timeout_at(live.next_guard(self._loop.time())):
                 return SessionEnd.DIED, f"its sandbox died: {await live.connected.sandbox.wait_dead()}"
         except TimeoutError:
             why = await self._why_over(live)

@@ -43,12 +43,21 @@ def raw(handler: Handler) -> Serve:
 
         async def close() -> None:
             server.close()
+            await _turns()  # until what was accepted by now is in `writers`
             for writer in list(writers):
                 writer.transport.abort()
+            while writers:
+                await _turns()
+            await _turns()  # until their sockets are closed
 
         return close
 
     return serve
+
+
+async def _turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def saying(*pieces: bytes) -> Serve:

@@ -9,11 +9,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from kernelpool.agents import Agent, FileContent
+from kernelpool.agents import Agent, Channels, FileContent
+from kernelpool.agents.base import MAX_LISTED
 from kernelpool.backends.base import Finding, RuntimeMetadata, Sandbox, SandboxSpec, Say, UnixAddress
 from kernelpool.errors import (
     Conflict,
@@ -37,12 +39,17 @@ from kernelpool.models import (
     Execution,
     ExecutionState,
     FileInfo,
+    KeptExecution,
+    KernelPhase,
+    KernelState,
+    Origin,
     Output,
     ResultOutput,
     StreamOutput,
     WorkspacePath,
 )
 from kernelpool.runtimes import Runtime
+from tests.fake_channels import FakeChannels, FakeHub
 
 R = TypeVar("R")
 
@@ -74,7 +81,12 @@ class FakeKernel:
 
     def __init__(self) -> None:
         self.count = 0
-        self._variables: dict[str, Any] = {"__sleep__": asyncio.sleep}
+        self._variables: dict[str, Any] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        self.count = 0
+        self._variables = {"__sleep__": asyncio.sleep}
 
     async def run(self, code: str, put: Callable[[Output], None]) -> bool:
         """False when the code raised. An interrupt is a cancel."""
@@ -106,11 +118,14 @@ class _Run:
 
     def __init__(self, request: ExecuteRequest) -> None:
         self.request = request
-        self.execution = Execution(request.id, ExecutionState.QUEUED, time.time())
+        self.execution = Execution(request.id, ExecutionState.QUEUED, time.time(), origin=request.origin)
         self.events: list[Event] = []
         self.changed = asyncio.Condition()
         self.task: asyncio.Task[None] | None = None
         self.cause = EndCause.CANCELED
+        self.parent: dict[str, Any] = {"msg_id": request.id, "msg_type": "execute_request", "session": ""}
+        """The header of the message that asked for it, if one did."""
+        self.client: str | None = None
 
     def emit(self, kind: EventKind, data: dict[str, Any]) -> None:
         self.events.append(Event(len(self.events), kind, data))
@@ -137,6 +152,8 @@ class FakeProcess:
         self.activation: Activation | None = None
         self.runs: dict[str, _Run] = {}
         self.files: dict[str, tuple[bytes, float]] = {}
+        self.hub = FakeHub()
+        self.restarts = 0
         self.pings = 0
         self.dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.ready = asyncio.Event()
@@ -205,13 +222,16 @@ class FakeProcess:
     async def _run(self, run: _Run) -> None:
         try:
             async with self._turn:
-                lost, self._notice = self._notice, None
+                lost = None
+                if run.client is None:  # Jupyter clients see the restart
+                    lost, self._notice = self._notice, None
                 count = self.kernel.count + 1
                 await run.move(
                     state=ExecutionState.RUNNING, started_at=time.time(), execution_count=count, state_lost_before=lost
                 )
+                self.hub.begin(run.parent, run.request.code, count)
                 async with asyncio.timeout(run.request.timeout):
-                    succeeded = await self.kernel.run(run.request.code, run.put)
+                    succeeded = await self.kernel.run(run.request.code, partial(self._put, run))
             state = ExecutionState.SUCCEEDED if succeeded else ExecutionState.FAILED
             cause = EndCause.COMPLETED if succeeded else EndCause.RAISED
             await self._finish(run, state, cause)
@@ -220,11 +240,42 @@ class FakeProcess:
         except asyncio.CancelledError:
             await self._finish(run, ExecutionState.CANCELED, EndCause.CANCELED)
 
+    def _put(self, run: _Run, output: Output) -> None:
+        run.put(output)
+        self.hub.output(run.parent, asdict(output))
+
+    def state(self) -> KernelState:
+        status = self.status()
+        phase = KernelPhase.BUSY if status.running else KernelPhase.IDLE
+        return KernelState(phase, time.time(), len(self.hub.clients), self.restarts, status.queued)
+
+    def interrupt(self) -> None:
+        for run in self.runs.values():
+            if run.task is not None and run.execution.state is ExecutionState.RUNNING:
+                run.task.cancel()
+
+    async def restart(self) -> KernelState:
+        self.interrupt()
+        self.restarts += 1
+        self.kernel.restart()
+        self._notice = "the kernel was restarted on request"
+        self.hub.publish("status", {"execution_state": "restarting"})
+        await asyncio.sleep(0)
+        return self.state()
+
+    def receive(self, client: str, header: dict[str, Any], content: dict[str, Any]) -> None:
+        """An `execute_request` of a Jupyter client."""
+        request = ExecuteRequest(f"jupyter-{header['msg_id']}", content["code"], 3600, origin=Origin.JUPYTER)
+        if request.id not in self.runs:
+            run = self.submit(request)
+            run.parent, run.client = header, client
+
     async def _finish(self, run: _Run, state: ExecutionState, cause: EndCause) -> None:
         self._active_at = self._now()
         interrupted = cause is not EndCause.COMPLETED and run.execution.state is ExecutionState.RUNNING
         interrupted = interrupted and cause is not EndCause.RAISED
         await run.move(state=state, cause=cause, finished_at=time.time(), interrupted=interrupted)
+        self.hub.end(run.parent, run.client, run.execution)
 
     def touch(self) -> None:
         self._active_at = self._now()
@@ -283,6 +334,16 @@ class FakeAgent:
         await self._reach()
         return self._process.run_of(id).execution
 
+    async def executions(
+        self, after: int = 0, *, limit: int = MAX_LISTED, outputs: bool = False
+    ) -> AsyncIterator[KeptExecution | int]:
+        await self._reach()
+        runs = list(self._process.runs.values())
+        for number, run in list(enumerate(runs, 1))[after : after + limit]:
+            look = run.execution if outputs else replace(run.execution, outputs=())
+            yield KeptExecution(number, run.request.code, look, run.request.cell)
+        yield len(runs)
+
     async def cancel(self, id: str) -> Execution:
         await self._reach()
         run = self._process.run_of(id)
@@ -290,6 +351,31 @@ class FakeAgent:
             await asyncio.sleep(0)  # a task that never ran would end without a word
             run.task.cancel()
         return await self._answer(self._end_of(run))
+
+    async def kernel(self) -> KernelState:
+        await self._reach()
+        return self._process.state()
+
+    async def interrupt(self) -> None:
+        await self._reach()
+        self._process.interrupt()
+
+    async def restart(self) -> KernelState:
+        await self._reach()
+        return await self._answer(self._process.restart())
+
+    @asynccontextmanager
+    async def channels(self, session_id: str = "", last_msg_id: str | None = None) -> AsyncIterator[Channels]:
+        await self._reach()
+        if len(session_id) > 256 or len(last_msg_id or "") > 256:
+            raise InvalidRequest("session_id and last_msg_id must have at most 256 characters")
+        if self._process.activation is None:
+            raise Conflict("the sandbox is not activated")
+        channels = FakeChannels(self._process.hub, session_id, last_msg_id, self._process, self._reach)
+        try:
+            yield channels
+        finally:
+            channels.close()
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
         await self._reach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,8 @@ ROOMS = [
     "liveness",
     "recovery",
     "session",
+    "notebooks",
+    "kernel",
     "survey",
     "gateway",
     "sources",
@@ -60,6 +63,7 @@ RESERVED = {
     "httpx": {"client"},
     "idna": {"egress"},
     "jupyter_client": set[str](),
+    "nbformat": {"notebooks"},
     "ipykernel": set[str](),
     "opentelemetry": {"telemetry"},
     "prometheus_client": {"telemetry"},
@@ -143,3 +147,11 @@ def test_a_file_says_in_its_first_line_what_it_is_for(file: Path) -> None:
 
     assert docstring
     assert len(docstring.splitlines()[0]) > 15
+
+
+def test_make_runs_every_test() -> None:
+    """It names the folders, to run them side by side."""
+    root = Path(__file__).parent
+    folders = {path.relative_to(root).parent.as_posix() for path in root.rglob("test_*.py")} - {"."}
+
+    assert set(re.findall(r"tests/(\w+)(?!\w|\*)", (root.parent / "Makefile").read_text())) == folders

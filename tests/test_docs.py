@@ -13,7 +13,7 @@ import pytest
 from kernelpool.config import Settings, merge
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("notebooks/*.md")])
 
 
 def text_of(name: str) -> str:
@@ -42,7 +42,7 @@ def test_the_metrics_page_is_current(generate: ModuleType) -> None:
     assert generate.metrics_page() == text_of("docs/metrics.md"), "run: python docs/generate.py"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         if "://" not in target:
@@ -58,7 +58,9 @@ def test_tests_that_the_architecture_names_exist() -> None:
 
 
 def test_files_that_the_architecture_names_exist() -> None:
-    for name in re.findall(r"`((?:kernelpool|kernels|tests|benchmarks)/[\w./]+)`", text_of("ARCHITECTURE.md")):
+    for name in re.findall(
+        r"`((?:kernelpool|kernels|notebooks|tests|benchmarks)/[\w./]+)`", text_of("ARCHITECTURE.md")
+    ):
         assert (ROOT / name).exists(), name
 
 

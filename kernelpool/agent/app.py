@@ -2,10 +2,15 @@
 
 GET    /v1/status
 POST   /v1/activate                         Activation; 409 the second time
+GET    /v1/executions?after=N&limit=M&outputs=0|1   one KeptExecution as JSON a line, oldest first; at last their count
 POST   /v1/executions?wait=0|1              ExecuteRequest → Execution, at once or at the end
 GET    /v1/executions/{id}
 GET    /v1/executions/{id}/events?after=N   one JSON event a line; an empty line is a keep-alive
 POST   /v1/executions/{id}/cancel
+GET    /v1/kernel                           KernelState
+POST   /v1/kernel/interrupt
+POST   /v1/kernel/restart                   → KernelState, when a fresh one is ready
+GET    /v1/channels?session_id=&last_msg_id=   a Jupyter client: WebSocket, in its v1 framing
 GET    /v1/files?path=&recursive=0|1
 GET    /v1/file?path=                       FileInfo
 DELETE /v1/file?path=
@@ -17,14 +22,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 
 from tornado.web import Application
 
 from kernelpool.agent.base import ActivatedHandler, Handler, NoRoute, Sandbox, encode
 from kernelpool.agent.files import ContentHandler, FileHandler, FilesHandler
+from kernelpool.agent.jupyter import ChannelsHandler, InterruptHandler, Jupyter, KernelHandler, RestartHandler
 from kernelpool.agent.run import Run
 from kernelpool.errors import Conflict
 from kernelpool.models import Activation, AgentStatus, ExecuteRequest
+from kernelpool.protocol.framing import MAX_FRAME
 
 KEEP_ALIVE = 5.0
 """Seconds between signs of life on an answer that takes long."""
@@ -64,6 +72,17 @@ class ActivateHandler(Handler):
 
 
 class ExecutionsHandler(ActivatedHandler):
+    async def get(self) -> None:
+        after = int(self.get_query_argument("after", "0"))
+        limit = int(self.get_query_argument("limit", "1000"))
+        outputs = self.get_query_argument("outputs", "0") == "1"
+        executions = self.sandbox.executions
+        self.set_header("Content-Type", "application/x-ndjson")
+        for run in islice(executions.after(after), limit):
+            self.write(encode(run.keep(outputs=outputs)) + b"\n")
+            await self.flush()
+        await self.finish(encode({"count": executions.count}) + b"\n")
+
     async def post(self) -> None:
         run = self.sandbox.executions.submit(self.body(ExecuteRequest))
         if self.get_query_argument("wait", "0") == "1":
@@ -101,7 +120,7 @@ class CancelHandler(ActivatedHandler):
         await self.finish(encode(run.look()))
 
 
-def make_app(sandbox: Sandbox) -> Application:
+def make_app(sandbox: Sandbox, jupyter: Jupyter) -> Application:
     shared = {"sandbox": sandbox}
     id = r"([A-Za-z0-9._:~-]{1,128})"
     return Application(
@@ -112,6 +131,10 @@ def make_app(sandbox: Sandbox) -> Application:
             (rf"/v1/executions/{id}", ExecutionHandler, shared),
             (rf"/v1/executions/{id}/events", EventsHandler, shared),
             (rf"/v1/executions/{id}/cancel", CancelHandler, shared),
+            (r"/v1/kernel", KernelHandler, shared),
+            (r"/v1/kernel/interrupt", InterruptHandler, shared),
+            (r"/v1/kernel/restart", RestartHandler, shared),
+            (r"/v1/channels", ChannelsHandler, {**shared, "jupyter": jupyter}),
             (r"/v1/files", FilesHandler, shared),
             (r"/v1/file", FileHandler, shared),
             (r"/v1/file/content", ContentHandler, shared),
@@ -119,4 +142,7 @@ def make_app(sandbox: Sandbox) -> Application:
         default_handler_class=NoRoute,
         default_handler_args=shared,
         log_function=lambda _handler: None,
+        websocket_max_message_size=MAX_FRAME,
+        # A gateway that is gone without a word takes its clients along.
+        websocket_ping_interval=30,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler
 
@@ -66,6 +67,12 @@ def _plain(value: Any) -> Any:
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
+def is_authorized(request: HTTPServerRequest, sandbox: Sandbox) -> bool:
+    """Whether it has the sandbox's secret."""
+    given = request.headers.get("Authorization", "")
+    return hmac.compare_digest(given.encode(), f"Bearer {sandbox.secret}".encode())
+
+
 class Handler(RequestHandler):
     """Checks the secret, turns errors into JSON."""
 
@@ -73,8 +80,7 @@ class Handler(RequestHandler):
         self.sandbox = sandbox
 
     def prepare(self) -> None:
-        given = self.request.headers.get("Authorization", "")
-        if not hmac.compare_digest(given.encode(), f"Bearer {self.sandbox.secret}".encode()):
+        if not is_authorized(self.request, self.sandbox):
             raise Unauthorized("wrong secret")
         self.sandbox.lease.heard()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
@@ -26,7 +27,14 @@ class Channel:
     A ZMQ descriptor is edge-triggered: it must be drained until EAGAIN, and looked at again after each send.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], kind: int, endpoint: str, on_frames: OnFrames) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: int,
+        endpoint: str,
+        on_frames: OnFrames,
+        identity: bytes = b"",
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_frames = on_frames
         self._socket = context.socket(kind)
@@ -34,6 +42,8 @@ class Channel:
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_MARK)
         if kind == zmq.SUB:
             self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        elif identity:
+            self._socket.setsockopt(zmq.IDENTITY, identity)
         self._socket.connect(endpoint)
         self.gone: asyncio.Future[None] = self._loop.create_future()
         """Done when the kernel's end is closed and all that came of it, up to RECEIVE_MARK, was handed on."""
@@ -84,12 +94,8 @@ class Channel:
             self._drain()
 
 
-def _ignore(_frames: list[bytes]) -> None:
-    """Replies on the control channel, which say nothing."""
-
-
 class Channels:
-    """The shell, control and IOPub channels of one kernel."""
+    """The shell, IOPub, stdin and control channels of one kernel."""
 
     def __init__(
         self,
@@ -98,11 +104,20 @@ class Channels:
         *,
         on_shell: OnFrames,
         on_iopub: OnFrames,
+        on_stdin: OnFrames,
+        on_control: OnFrames,
     ) -> None:
         """`base` is the ipc path that the kernel appends `-1` … `-5` to."""
         self.iopub = Channel(context, zmq.SUB, f"ipc://{base}-2", on_iopub)
-        self.shell = Channel(context, zmq.DEALER, f"ipc://{base}-1", on_shell)
-        self.control = Channel(context, zmq.DEALER, f"ipc://{base}-4", _ignore)
+        # A kernel asks for input over stdin by the name that the request had on the shell.
+        name = secrets.token_hex(8).encode()
+        self.shell = Channel(context, zmq.DEALER, f"ipc://{base}-1", on_shell, name)
+        self.stdin = Channel(context, zmq.DEALER, f"ipc://{base}-3", on_stdin, name)
+        self.control = Channel(context, zmq.DEALER, f"ipc://{base}-4", on_control, name)
+
+    def send(self, channel: str, frames: Sequence[bytes]) -> None:
+        """Raises `zmq.Again` when the kernel has stopped reading altogether."""
+        {"shell": self.shell, "stdin": self.stdin, "control": self.control}[channel].send(frames)
 
     def __enter__(self) -> Self:
         return self
@@ -113,5 +128,5 @@ class Channels:
         self.close()
 
     def close(self) -> None:
-        for channel in (self.iopub, self.shell, self.control):
+        for channel in (self.iopub, self.shell, self.stdin, self.control):
             channel.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from kernelpool.agent.run import Run
 from kernelpool.errors import Conflict, ExecutionNotFound
@@ -24,6 +24,8 @@ class History:
         self._memory: dict[str, int] = {}
         self.memory = 0
         self._forgotten: OrderedDict[str, None] = OrderedDict()
+        self.count = 0
+        """How many there ever were."""
 
     def __repr__(self) -> str:
         return f"<History [{len(self._runs)} runs, {self.memory} bytes, {len(self._forgotten)} forgotten]>"
@@ -41,7 +43,15 @@ class History:
         except KeyError:
             raise ExecutionNotFound(f"no execution {id} in this session") from None
 
+    def after(self, number: int) -> Iterator[Run]:
+        """Those that are kept, oldest first, each as long as it is kept when its turn comes: readers may be slow."""
+        for id in [run.id for run in self._runs.values() if run.number > number]:
+            if run := self._runs.get(id):
+                yield run
+
     def add(self, run: Run) -> None:
+        self.count += 1
+        run.number = self.count
         self._runs[run.id] = run
         self._memory[run.id] = 0
         self.weigh(run)

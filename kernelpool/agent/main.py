@@ -25,9 +25,12 @@ from tornado.netutil import bind_sockets, bind_unix_socket
 
 from kernelpool.agent.app import make_app
 from kernelpool.agent.base import Sandbox, Transfers
+from kernelpool.agent.clients import Clients
 from kernelpool.agent.executions import Executions
 from kernelpool.agent.forwarder import Forwarder
+from kernelpool.agent.jupyter import Jupyter
 from kernelpool.agent.lease import Lease
+from kernelpool.agent.relay import Relay
 from kernelpool.agent.usage import Usage
 from kernelpool.agent.workspace import Workspace
 from kernelpool.models import AgentConfig
@@ -70,6 +73,8 @@ def read_config(source: str) -> AgentConfig:
     kind, _, number = source.partition(":")
     with open(int(number) if kind == "fd" else source, encoding="utf-8") as file:
         fields: dict[str, Any] = json.load(file)
+    if source == "fd:0":
+        os.open(os.devnull, os.O_RDONLY)  # in its place, which the next file or socket would have
     fields["kernel_argv"] = tuple(fields["kernel_argv"])
     return AgentConfig(**fields)
 
@@ -95,7 +100,7 @@ def listen(where: str) -> list[socket.socket]:
         return [bind_unix_socket(rest, mode=0o666, backlog=BACKLOG)]
     if kind == "tcp":
         host, _, port = rest.rpartition(":")
-        return bind_sockets(int(port), host)
+        return bind_sockets(int(port), host, backlog=BACKLOG)
     sys.exit(f"--listen: fd:N, unix:PATH or tcp:HOST:PORT, not {where}")
 
 
@@ -107,10 +112,12 @@ async def serve(config: AgentConfig, sockets: list[socket.socket]) -> None:
     async with AsyncExitStack() as stack:
         if config.egress_socket:
             await stack.enter_async_context(Forwarder(config.egress_socket))
-        executions = await stack.enter_async_context(Executions(config, workspace))
+        clients = Clients(config.relay_bytes, config.relay_messages)
+        executions = await stack.enter_async_context(Executions(config, workspace, clients))
         transfers = Transfers(executions.touch)
         lease = Lease(config.lease, lambda: bool(executions.running or executions.queued or transfers.count))
-        app = make_app(Sandbox(config.secret, executions, workspace, lease, transfers, Usage()))
+        jupyter = Jupyter(clients, Relay(clients, executions))
+        app = make_app(Sandbox(config.secret, executions, workspace, lease, transfers, Usage()), jupyter)
         server = HTTPServer(app, max_body_size=64 << 20, chunk_size=256 << 10)
         server.add_sockets(sockets)
         ends = [asyncio.create_task(lease.wait_expired()), asyncio.create_task(terminated.wait())]

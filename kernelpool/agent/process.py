@@ -65,8 +65,11 @@ class KernelProcess:
 
     async def kill(self) -> None:
         """SIGKILL to the group, and waits until the kernel is gone."""
-        self._signal(signal.SIGKILL)
+        self.kill_soon()
         await asyncio.wait([self._died])
+
+    def kill_soon(self) -> None:
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         if self.is_alive:

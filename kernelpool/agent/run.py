@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+from kernelpool.agent.requests import Request
 from kernelpool.agent.workspace import IMAGE_SUFFIXES, Workspace, image_name
-from kernelpool.models import EndCause, Event, ExecuteRequest, Execution, ExecutionState
+from kernelpool.models import EndCause, Event, ExecuteRequest, Execution, ExecutionState, KeptExecution
 from kernelpool.protocol.execution import ExecutionMachine, Phase
+from kernelpool.protocol.framing import WireMessage
 from kernelpool.protocol.log import EventLog
 from kernelpool.protocol.messages import Message
-from kernelpool.protocol.outputs import fold
+from kernelpool.protocol.outputs import cost_of, fold, strays
 
 SETTLE = 0.1
 """Seconds to wait for a second idle when output followed the first."""
@@ -22,8 +25,21 @@ REPLY_WITHOUT_IDLE = 10.0
 MAX_IMAGES = 100
 OVERHEAD = 2000
 """Bytes of memory that an execution takes besides its code, its outputs and what it names."""
+KEPT_CODE = 1 << 20
+"""Characters of code that are kept once it runs. Longer code is data as a rule, and would cost others their outputs."""
 NAME = 100
 """Bytes of memory that a name takes besides its letters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a Jupyter client's `execute_request` says besides its code."""
+
+    request: Request
+    is_silent: bool
+    stops_on_error: bool
+    is_recorded: bool
+    """What programs ask for beside the cells (widgets, extensions) keeps its place, and is nobody's execution."""
 
 
 class Run:
@@ -35,8 +51,11 @@ class Run:
         output_bytes: int,
         workspace: Workspace | None,
         on_change: Callable[[Run], None] = lambda _run: None,
+        asked: Asked | None = None,
+        message: WireMessage | None = None,
     ) -> None:
-        """`workspace` is where displayed images go; None to leave them in the output only."""
+        """`workspace` is where displayed images go; None to leave them in the output only. `message` is what a Jupyter
+        client sent, for the kernel to get as it came."""
         loop = asyncio.get_running_loop()
         self.id = request.id
         self.timeout = request.timeout
@@ -48,10 +67,16 @@ class Run:
         self.finished = asyncio.Event()
         self.kernel_request = ""
         """The kernel's name for it, once it was sent there."""
-        self._code = request.code
+        self.asked = asked
+        self.number = 0
+        """Its place among all executions of the session, which the history gives."""
+        self._message = message
+        self._code: str | None = request.code
+        self._cell = request.cell
+        self._cell_memory = cost_of([request.cell.metadata]) if request.cell else 0
         self._names_memory = 0
         self._on_change = on_change
-        self._look = Execution(request.id, ExecutionState.QUEUED, time.time())
+        self._look = Execution(request.id, ExecutionState.QUEUED, time.time(), origin=request.origin)
         self._log = EventLog(output_bytes)
         self._machine = ExecutionMachine(self._log, self._decorate)
         self._workspace = workspace
@@ -78,16 +103,41 @@ class Run:
     @property
     def memory(self) -> int:
         """About the bytes that it takes now."""
-        return OVERHEAD + len(self._code) + self._log.memory + self._names_memory
+        message = self._message.size if self._message else 0
+        return OVERHEAD + message + self._code_memory + self._cell_memory + self._log.memory + self._names_memory
+
+    @property
+    def _code_memory(self) -> int:
+        """Text takes up to four bytes a character."""
+        return 0 if self._code is None else sys.getsizeof(self._code)
 
     def take_code(self) -> str:
-        """Once: it is not kept beyond its way to the kernel."""
-        code, self._code = self._code, ""
+        """Once: it is not kept beyond its way to the kernel when it is long."""
+        code = self._code or ""
+        if len(code) > KEPT_CODE:
+            self._code = None
         return code
+
+    @property
+    def code(self) -> str | None:
+        """None when it was too long to be kept."""
+        return self._code
+
+    def take_message(self) -> WireMessage | None:
+        """Once: what is to go to the kernel in place of the code."""
+        message, self._message = self._message, None
+        return message
+
+    def keep(self, *, outputs: bool) -> KeptExecution:
+        """As it is listed among the session's executions."""
+        events = list(self._log.after(-1))
+        look = replace(self._summary(), outputs=fold(events) if outputs else (), updates=strays(events))
+        return KeptExecution(self.number, self._code, look, self._cell)
 
     def look(self) -> Execution:
         """With the outputs so far."""
-        return replace(self._summary(), outputs=fold(self._log.after(-1)))
+        events = list(self._log.after(-1))
+        return replace(self._summary(), outputs=fold(events), updates=strays(events))
 
     def start(self, notice: str | None) -> None:
         """`notice` says that the state of earlier executions was lost, and why."""
@@ -107,6 +157,7 @@ class Run:
             self._timer.cancel()
         self._machine.end()
         self.take_code()
+        self.take_message()
         finished_at = time.time()
         self._change(state=state, cause=cause, message=message, finished_at=finished_at, **facts)
         self._log.state(state)

@@ -14,7 +14,17 @@ import aiohttp
 from pydantic import TypeAdapter, ValidationError
 
 from kernelpool.errors import AgentFault, BackendUnavailable, Conflict, InvalidPath, KernelpoolError, SandboxLost
-from kernelpool.models import EVENT_DATA, AgentStatus, DoneData, Event, Execution, FileInfo, WorkspacePath
+from kernelpool.models import (
+    EVENT_DATA,
+    AgentStatus,
+    DoneData,
+    Event,
+    Execution,
+    FileInfo,
+    KeptExecution,
+    KernelState,
+    WorkspacePath,
+)
 
 MAX_ANSWER = 112 << 20
 """Bytes of one answer. More than the largest honest one: outputs are limited to 16 MiB, and JSON makes a control
@@ -36,9 +46,18 @@ class Files:
     files: list[FileInfo]
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The last line of a list of executions."""
+
+    count: int
+
+
 STATUS = TypeAdapter(AgentStatus)
 EXECUTION = TypeAdapter(Execution)
+KERNEL = TypeAdapter(KernelState)
 EVENT = TypeAdapter(Event)
+LISTED: TypeAdapter[KeptExecution | Count] = TypeAdapter(KeptExecution | Count)
 FILE = TypeAdapter(FileInfo)
 FILES = TypeAdapter(Files)
 _EVENT_DATA: dict[str, TypeAdapter[Any]] = {kind: TypeAdapter(data) for kind, data in EVENT_DATA.items()}
@@ -83,6 +102,13 @@ def check_execution(execution: Execution, id: str) -> Execution:
     for path in execution.files:
         _check_path(path)
     return execution
+
+
+def check_count(count: int, least: int) -> int:
+    """Of a session's executions, of which there are `least` already."""
+    if not least <= count < 2**53:
+        raise AgentFault("the sandbox's agent counted an impossible number of executions")
+    return count
 
 
 def check_file(info: FileInfo) -> FileInfo:

@@ -11,7 +11,17 @@ from typing import Protocol
 
 from kernelpool.backends.base import Sandbox
 from kernelpool.errors import AgentFault, SandboxLost
-from kernelpool.models import Activation, AgentStatus, Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.models import (
+    Activation,
+    AgentStatus,
+    Event,
+    ExecuteRequest,
+    Execution,
+    FileInfo,
+    KeptExecution,
+    KernelState,
+    WorkspacePath,
+)
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +29,8 @@ ANSWER_SECONDS = 10.0
 TRIES = 3
 """For a session: its variables are worth some patience. A ready sandbox gets one: another is as good."""
 PAUSE_SECONDS = 5.0
+MAX_LISTED = 1000
+"""Executions in one answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,24 @@ class FileContent:
     start: int
     stop: int
     chunks: AsyncIterator[bytes]
+
+
+class Channels(Protocol):
+    """One Jupyter client's connection to a kernel, frames in the framing `protocol.framing.V1` both ways.
+
+    Iterating waits for the next frame. It ends when a newer connection has taken the place of this one; it raises
+    `SandboxLost` when the sandbox goes, `AgentFault` for a frame that is none. The kernel's death ends nothing: its
+    clients are told, and hear from the next one.
+    """
+
+    async def send(self, frame: bytes) -> None:
+        """Waits while the sandbox does not read. A frame that it cannot make sense of is dropped there."""
+
+    async def confirm(self, count: int) -> None:
+        """The client has got the first `count` frames of this connection, by the answer to a ping, say. What was not
+        confirmed is told again to the next connection with this session id."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
 
 class Agent(Protocol):
@@ -63,8 +93,34 @@ class Agent(Protocol):
     async def execution(self, id: str) -> Execution:
         """Raises `ExecutionNotFound`."""
 
+    def executions(
+        self, after: int = 0, *, limit: int = MAX_LISTED, outputs: bool = False
+    ) -> AsyncIterator[KeptExecution | int]:
+        """Those of the session with number > after that it still keeps, whoever submitted them, oldest first; at last
+        how many there ever were. Without `outputs` theirs are left empty. One is in memory at a time: the caller says
+        how many bytes of them are enough, by leaving."""
+
     async def cancel(self, id: str) -> Execution:
         """Interrupts it when it runs, unqueues it when it waits, and waits for its end. Raises `ExecutionNotFound`."""
+
+    async def kernel(self) -> KernelState:
+        """How the kernel is, and who is connected."""
+
+    async def interrupt(self) -> None:
+        """Whatever the kernel runs, whoever asked for it, is interrupted. Nothing when it runs nothing."""
+
+    async def restart(self) -> KernelState:
+        """Ends the kernel and returns when a fresh one is ready. Variables are lost, files stay; what runs ends, what
+        waited over REST runs on the fresh one. Raises `StartFailed` when none comes up."""
+
+    def channels(self, session_id: str = "", last_msg_id: str | None = None) -> AbstractAsyncContextManager[Channels]:
+        """Connects a Jupyter client. A later connection with the same `session_id` takes the place of the earlier one
+        and is told what that one missed, in order: what comes after the message `last_msg_id`, if the client names the
+        last one that it saw, else what was not confirmed. Without a `session_id`, and with a new one, it hears what
+        happens from now on. Raises `InvalidRequest` (an impossible id) and `TooManyConnections`.
+
+        A connection is no activity of the session, messages of its client are: whoever holds the session for as long
+        as a connection is open keeps forgotten tabs alive."""
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
         """Raises `FileNotFound`, `InvalidRequest` (not a directory)."""

@@ -12,12 +12,22 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import PurePath
 from typing import Final, NoReturn
 
-from kernelpool.agents.base import FileContent
+from kernelpool.agents.base import MAX_LISTED, Channels, FileContent
 from kernelpool.agents.forward import Answer, Forward, forwarded
 from kernelpool.backends.base import Address, TcpAddress, UnixAddress
 from kernelpool.backends.container import KNOCK_SOCKET, ContainerSpec, HttpCheck, Probe
 from kernelpool.errors import Conflict, ContainerBusy, ContainerFault, StartFailed
-from kernelpool.models import Activation, AgentStatus, Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.models import (
+    Activation,
+    AgentStatus,
+    Event,
+    ExecuteRequest,
+    Execution,
+    FileInfo,
+    KeptExecution,
+    KernelState,
+    WorkspacePath,
+)
 
 LISTENS: Final = Probe(timeout=1.0)
 """What takes the place of a startup probe that nobody wanted."""
@@ -158,8 +168,28 @@ class ContainerAgent:
     async def execution(self, id: str) -> Execution:
         self._refuse("executions")
 
+    async def executions(
+        self, after: int = 0, *, limit: int = MAX_LISTED, outputs: bool = False
+    ) -> AsyncIterator[KeptExecution | int]:
+        self._refuse("executions")
+        yield
+
     async def cancel(self, id: str) -> Execution:
         self._refuse("executions")
+
+    async def kernel(self) -> KernelState:
+        self._refuse("kernel")
+
+    async def interrupt(self) -> None:
+        self._refuse("kernel")
+
+    async def restart(self) -> KernelState:
+        self._refuse("kernel")
+
+    @asynccontextmanager
+    async def channels(self, session_id: str = "", last_msg_id: str | None = None) -> AsyncIterator[Channels]:
+        self._refuse("kernel")
+        yield
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
         self._refuse("a file API")

@@ -19,7 +19,11 @@ from kernelpool.agents.answers import (
     EXECUTION,
     FILE,
     FILES,
+    KERNEL,
+    LISTED,
     STATUS,
+    Count,
+    check_count,
     check_event,
     check_execution,
     check_file,
@@ -31,10 +35,12 @@ from kernelpool.agents.answers import (
     read_lines,
     translated,
 )
-from kernelpool.agents.base import ANSWER_SECONDS, Agent, FileContent
-from kernelpool.backends.base import Address, Sandbox, TcpAddress, UnixAddress
+from kernelpool.agents.base import ANSWER_SECONDS, MAX_LISTED, Agent, Channels, FileContent
+from kernelpool.agents.channels import HttpChannels, refused
+from kernelpool.backends.base import Address, RelayedAddress, Sandbox, TcpAddress, UnixAddress
 from kernelpool.errors import (
     AgentFault,
+    BackendUnavailable,
     Conflict,
     ExecutionNotFound,
     ExecutionQueueFull,
@@ -48,7 +54,19 @@ from kernelpool.errors import (
     StartFailed,
     WorkspaceFull,
 )
-from kernelpool.models import Activation, AgentStatus, Event, ExecuteRequest, Execution, FileInfo, WorkspacePath
+from kernelpool.models import (
+    Activation,
+    AgentStatus,
+    Event,
+    ExecuteRequest,
+    Execution,
+    FileInfo,
+    KeptExecution,
+    KernelPhase,
+    KernelState,
+    WorkspacePath,
+)
+from kernelpool.protocol.framing import MAX_FRAME, V1
 
 READY_INTERVAL = 0.05
 CALL_SECONDS = 60.0
@@ -153,10 +171,62 @@ class HttpAgent:
         execution = await self._call(EXECUTION, "GET", f"/v1/executions/{id}", may_raise=_ON_EXECUTION)
         return check_execution(execution, id)
 
+    async def executions(
+        self, after: int = 0, *, limit: int = MAX_LISTED, outputs: bool = False
+    ) -> AsyncIterator[KeptExecution | int]:
+        query = {"after": str(after), "limit": str(limit), "outputs": str(int(outputs))}
+        last = 0
+        async with self._request("GET", "/v1/executions", query, may_raise=(Conflict,)) as response:
+            async for line in read_lines(response):
+                match parse(LISTED, line):
+                    case Count(count):
+                        yield check_count(count, last)
+                        return
+                    case kept:
+                        limit -= 1
+                        if kept.number <= after or limit < 0 or (kept.execution.outputs and not outputs):
+                            raise AgentFault("the sandbox's agent listed executions that nobody asked for")
+                        after = last = kept.number
+                        check_execution(kept.execution, kept.execution.id)
+                        yield kept
+        raise SandboxLost("the sandbox broke off the list of its executions")
+
     async def cancel(self, id: str) -> Execution:
         route = f"/v1/executions/{id}/cancel"
         execution = await self._call(EXECUTION, "POST", route, seconds=None, may_raise=_ON_EXECUTION)
         return check_execution(execution, id)
+
+    async def kernel(self) -> KernelState:
+        return await self._call(KERNEL, "GET", "/v1/kernel", may_raise=(Conflict,))
+
+    async def interrupt(self) -> None:
+        await self._call(None, "POST", "/v1/kernel/interrupt", may_raise=(Conflict,))
+
+    async def restart(self) -> KernelState:
+        state = await self._call(KERNEL, "POST", "/v1/kernel/restart", seconds=None, may_raise=(Conflict,))
+        if state.execution_state is KernelPhase.DEAD:
+            raise StartFailed(f"no kernel could be started: {clean(state.failure)}")
+        return state
+
+    @asynccontextmanager
+    async def channels(self, session_id: str = "", last_msg_id: str | None = None) -> AsyncIterator[Channels]:
+        query = {"session_id": session_id} | ({} if last_msg_id is None else {"last_msg_id": last_msg_id})
+        with translated():
+            try:
+                socket = await self._http.ws_connect(
+                    self._base + "/v1/channels",
+                    params=query,
+                    protocols=(V1,),
+                    max_msg_size=MAX_FRAME,
+                    heartbeat=self._silence,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=1.0),
+                )
+            except aiohttp.WSServerHandshakeError as refusal:
+                raise refused(refusal.status) from None
+        try:
+            yield HttpChannels(socket, self._silence)
+        finally:
+            await socket.close()
 
     async def list_files(self, path: WorkspacePath, *, recursive: bool = False) -> Sequence[FileInfo]:
         query = {"path": path.text, "recursive": str(int(recursive))}
@@ -238,10 +308,15 @@ class HttpAgent:
         """A response with a good status; another one is raised as the error that it names, if the call may raise it."""
         if self._http.closed:
             raise SandboxLost("the connection to the sandbox was closed")
-        with translated():
-            response = await self._http.request(
-                method, self._base + route, params=query, data=data, headers=headers, allow_redirects=False
-            )
+        try:
+            with translated():
+                response = await self._http.request(
+                    method, self._base + route, params=query, data=data, headers=headers, allow_redirects=False
+                )
+        except SandboxLost as error:
+            if isinstance(self.address, RelayedAddress) and await self.address.is_away():
+                raise BackendUnavailable("what leads to the sandbox is away for now") from error
+            raise
         try:
             if response.status not in (200, 204, 206):
                 raise error_of(response.status, await read(response, ERROR_BYTES), may_raise)

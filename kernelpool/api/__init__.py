@@ -6,19 +6,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernelpool.api import aca, arm, forward, health, metrics, pools
+from kernelpool.api import aca, arm, forward, health, jupyter, metrics, pools
 from kernelpool.api.application import EdgeApplication
 from kernelpool.api.base import Collaborators
-from kernelpool.api.openapi import executions, files, handlers, sessions
+from kernelpool.api.openapi import executions, files, handlers, notebooks, sessions
 from kernelpool.api.openapi.document import make_document
 from kernelpool.telemetry.metrics import Metrics
 
 SURFACES = [
     executions.SURFACE,
+    notebooks.SURFACE,
     files.SURFACE,
     sessions.SURFACE,
     pools.SURFACE,
     arm.SURFACE,
+    jupyter.SURFACE,
     forward.SURFACE,
     health.SURFACE,
     metrics.SURFACE,
@@ -41,6 +43,7 @@ def make_application(
             *handlers.routes(collaborators, openapi_document()),
             *pools.routes(collaborators),
             *arm.routes(collaborators),
+            *jupyter.routes(collaborators),
             *aca.routes(collaborators),
             *forward.routes(collaborators),
         ],

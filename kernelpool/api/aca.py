@@ -11,6 +11,7 @@ from typing import Any
 from kernelpool.api import aca_executions as executions
 from kernelpool.api import aca_files as files
 from kernelpool.api import aca_sessions as sessions
+from kernelpool.api import notebooks
 from kernelpool.api.aca_handler import POOL_PATH, AcaHandler
 from kernelpool.api.base import Collaborators
 from kernelpool.api.dialects import Shape
@@ -21,7 +22,7 @@ def routes(collaborators: Collaborators) -> list[Any]:
     table: list[tuple[str, type[AcaHandler], dict[str, Any]]] = [
         ("/code/execute", executions.ExecuteHandler, {"shape": Shape.WRAPPED}),
         ("/python/execute", executions.ExecuteHandler, {"shape": Shape.FLAT}),
-        ("/executions", executions.ExecuteHandler, {"shape": Shape.MODERN}),
+        ("/executions", executions.ExecutionsHandler, {"shape": Shape.MODERN}),
         ("/executions/(?P<execution>[^/]+)", executions.ExecutionHandler, {}),
         ("/executions/(?P<execution>[^/]+)/cancel", executions.CancelHandler, {}),
         ("/files/upload", files.UploadHandler, {}),
@@ -30,6 +31,7 @@ def routes(collaborators: Collaborators) -> list[Any]:
         ("/files/content/(?P<name>.+)", files.ContentHandler, {"typed": True}),
         ("/files/(?P<name>.+)/content", files.ContentHandler, {"typed": False}),
         ("/files/(?P<name>.+)", files.FileHandler, {}),
+        ("/notebook", notebooks.NotebookHandler, {}),
         ("/session", sessions.SessionHandler, {}),
         ("/listSessions", sessions.ListHandler, {}),
         ("/metadata", sessions.MetadataHandler, {}),

@@ -11,7 +11,6 @@ The request header `operation-id` becomes the execution's id: sent twice, the co
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -21,19 +20,19 @@ from urllib.parse import quote, urlencode
 
 from kernelpool.api import sse
 from kernelpool.api.aca_handler import AcaHandler
-from kernelpool.api.base import Collaborators, log
+from kernelpool.api.base import Collaborators
 from kernelpool.api.bodies import MAX_STREAMS, Submission, parse_submission
-from kernelpool.api.dialects import AnswerOptions, Shape, event_data, execution_answer
+from kernelpool.api.dialects import AnswerOptions, Shape, event_data, execution_answer, executions_page
 from kernelpool.api.json_text import dump_json
 from kernelpool.api.query import required_identifier
 from kernelpool.api.quirks import reads_results_as_text
-from kernelpool.api.refusals import error_envelope
-from kernelpool.errors import ExecutionNotFound, InvalidRequest, KernelpoolError
+from kernelpool.errors import ExecutionNotFound, InvalidRequest
 from kernelpool.gateway import Session
-from kernelpool.models import Event, ExecuteRequest, Execution
+from kernelpool.models import Event, ExecuteRequest, Execution, KeptExecution
 
-STALL_SECONDS = 60.0
-"""A client that takes nothing of a stream for so long is taken for gone."""
+PAGE = 100
+PAGE_CODE = 4 << 20
+"""Characters of code after which a page ends."""
 
 
 class _Handler(AcaHandler):
@@ -42,49 +41,31 @@ class _Handler(AcaHandler):
     def text_results(self, shape: Shape) -> bool:
         return shape is Shape.MODERN and reads_results_as_text(self.request.headers.get("User-Agent", ""))
 
-    @property
-    def wants_stream(self) -> bool:
-        return self.request.method != "HEAD" and sse.is_wanted(self.request.headers.get("Accept", ""))
-
     async def stream(
         self, session: Session, execution: ExecuteRequest | str, shape: Shape, options: AnswerOptions
     ) -> None:
         after = sse.last_event_id(self.request.headers.get("Last-Event-ID"))
+        await self.stream_events(self._tell(session, execution, after, shape, options))
+
+    async def _tell(
+        self, session: Session, execution: ExecuteRequest | str, after: int, shape: Shape, options: AnswerOptions
+    ) -> None:
         id = execution if isinstance(execution, str) else execution.id
         last = after if after >= 0 else None
-        self.set_header("Content-Type", sse.CONTENT_TYPE)
-        self.set_header("X-Accel-Buffering", "no")
-        try:
-            # A generator, whatever the protocol's type says of it: closing it ends the watching.
-            async with aclosing(cast("AsyncGenerator[Event | None]", session.events(execution, after))) as events:
-                async for event in events:
-                    await self._send_event(event)
-                    last = event.seq if event else last
-            finished = await session.execution(id)
-            answer = execution_answer(finished, session.info.identifier, shape, options, asynchronous=True)
-            await self._send(sse.frame("done", dump_json(answer), last))
-        except TimeoutError:
-            self.connection.close()
-            return
-        except KernelpoolError as error:
-            if not self._headers_written:  # it can still be said with a status
-                raise
-            # The client may ask for the execution again, from the last id that it saw.
-            log.warning("stream broke off", extra={"trace_id": self.trace_id, "error": repr(error)})
-            envelope = error_envelope(error.code, error.message, self.trace_id, error.remedy)
-            await self._send(sse.frame("error", dump_json(envelope)))
-        await self.finish()
+        # A generator, whatever the protocol's type says of it: closing it ends the watching.
+        async with aclosing(cast("AsyncGenerator[Event | None]", session.events(execution, after))) as events:
+            async for event in events:
+                await self._tell_event(event)
+                last = event.seq if event else last
+        finished = await session.execution(id)
+        answer = execution_answer(finished, session.info.identifier, shape, options, asynchronous=True)
+        await self.push(sse.frame("done", dump_json(answer), last))
 
-    async def _send_event(self, event: Event | None) -> None:
+    async def _tell_event(self, event: Event | None) -> None:
         if event is None:
-            await self._send(sse.KEEP_ALIVE)
+            await self.push(sse.KEEP_ALIVE)
         elif event.kind != "done":  # ours says more, and takes its place
-            await self._send(sse.frame(event.kind, dump_json(event_data(event)), event.seq))
-
-    async def _send(self, data: bytes) -> None:
-        self.write(data)
-        async with asyncio.timeout(STALL_SECONDS):
-            await self.flush()
+            await self.push(sse.frame(event.kind, dump_json(event_data(event)), event.seq))
 
 
 class ExecuteHandler(_Handler):
@@ -155,6 +136,37 @@ class ExecuteHandler(_Handler):
         }
         for name, seconds in times.items():
             self.set_header(name, str(round(seconds * 1000)))
+
+
+class ExecutionsHandler(ExecuteHandler):
+    """The newest route of code, and the list of what the session ran, whoever asked for it (ours; ACA has none)."""
+
+    async def get(self, pool: str) -> None:
+        await self.serve(self._get())
+
+    async def _get(self) -> None:
+        after = self.query.number("after", 0)
+        found: list[KeptExecution] = []
+        count, size = 0, 0
+        async with self.gateway.find(self.principal, self.pool.name, self.identifier) as session:
+            self.describe_session(session)
+            listed = session.executions(after, limit=PAGE)
+            async with aclosing(cast("AsyncGenerator[KeptExecution | int]", listed)) as items:
+                async for item in items:
+                    if isinstance(item, int):
+                        count = item
+                        break
+                    found.append(item)
+                    size += len(item.code or "")
+                    if size > PAGE_CODE:
+                        break
+        self.answer(executions_page(found, count, self._next_link(found, size)))
+
+    def _next_link(self, found: list[KeptExecution], size: int) -> str | None:
+        if len(found) < PAGE and size <= PAGE_CODE:
+            return None
+        query = {"api-version": self.query.api_version, "identifier": self.identifier, "after": str(found[-1].number)}
+        return f"{self.base_url}/executions?{urlencode(query)}"
 
 
 class _OneHandler(_Handler):

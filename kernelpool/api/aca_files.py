@@ -17,9 +17,6 @@ from kernelpool.models import WORKSPACE, FileInfo, WorkspacePath
 FRAMING = 1 << 20
 """Bytes of an upload that may be something else than its files: boundaries, headers, form fields."""
 
-STALL_SECONDS = 60.0
-"""A client that takes nothing of a download for so long is taken for gone."""
-
 
 class _Handler(AcaHandler):
     def listed(self) -> WorkspacePath:
@@ -262,20 +259,15 @@ class ContentHandler(_ReceivingHandler):
         the answer is not complete: by closing the connection."""
         left = content.stop - content.start
         try:
-            await self._flush()
+            await self.push()
             async for chunk in content.chunks:
                 left -= len(chunk)
                 if left < 0:
                     break
-                self.write(chunk)
-                await self._flush()
+                await self.push(chunk)
         except (KernelpoolError, TimeoutError) as error:
             log.warning("download broke off", extra={"trace_id": self.trace_id, "error": repr(error)})
         if left == 0:
             await self.finish()
         else:
             self.connection.close()
-
-    async def _flush(self) -> None:
-        async with asyncio.timeout(STALL_SECONDS):
-            await self.flush()

@@ -10,6 +10,7 @@ from tornado.web import Application, RequestHandler
 from kernelpool.api.base import ApiHandler, Collaborators, OpenHandler
 from kernelpool.api.edge import is_preflight
 from kernelpool.api.forward import ForwardHandler, pool_of_container
+from kernelpool.api.jupyter.credentials import take_path_token, take_token
 from kernelpool.api.routes import Routes
 from kernelpool.auth.principal import Principal
 from kernelpool.errors import KernelpoolError, NotFound
@@ -62,6 +63,7 @@ class EdgeApplication(Application):
 
     def find_handler(self, request: HTTPServerRequest, **rest: Any) -> Any:
         arguments: dict[str, Any] = {"collaborators": self._collaborators}
+        path_token = take_path_token(request)
         try:
             self._collaborators.edge.check(request)
         except KernelpoolError as error:
@@ -70,6 +72,10 @@ class EdgeApplication(Application):
             return self.get_handler_delegate(request, PreflightHandler, arguments)
         if (pool := pool_of_container(self._collaborators.gateway, request)) is not None:
             return self.get_handler_delegate(request, ForwardHandler, arguments, path_kwargs={"pool": pool})
+        try:
+            take_token(request, path_token)
+        except KernelpoolError as error:
+            return self.get_handler_delegate(request, RefusedHandler, {**arguments, "error": error})
         return super().find_handler(request, **rest)
 
 

@@ -289,7 +289,11 @@ class ApiHandler(RequestHandler):
             return dump_json(self._problem(error))
         if isinstance(error, SessionLimitReached):
             return dump_json({"code": code, "message": message})
-        return dump_json(error_envelope(code, message, self.trace_id, remedy))
+        return dump_json(self.envelope(code, message, remedy))
+
+    def envelope(self, code: str, message: str, remedy: str | None) -> dict[str, Any]:
+        """What an error looks like on this surface."""
+        return error_envelope(code, message, self.trace_id, remedy)
 
     def _methods(self) -> list[str]:
         return [name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if self._has(name)]

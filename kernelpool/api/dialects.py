@@ -31,10 +31,12 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from kernelpool.api.resources import timestamp
 from kernelpool.api.streams import cap, fold_lines
 from kernelpool.api.values import json_value
 from kernelpool.models import (
@@ -44,6 +46,7 @@ from kernelpool.models import (
     Event,
     Execution,
     ExecutionState,
+    KeptExecution,
     Output,
     ResultOutput,
     StreamOutput,
@@ -112,6 +115,33 @@ def execution_answer(
     names = ("result", "executionResult") if shape is Shape.WRAPPED else ("result",)
     fields = {"id": execution.id, "status": status, **_result_fields(execution, options, names)}
     return {"properties": fields} if shape is Shape.WRAPPED else fields
+
+
+def executions_page(found: Sequence[KeptExecution], count: int, next_link: str | None) -> dict[str, Any]:
+    """What a session ran, the oldest first, without outputs. `number` counts all that it ever ran: what is missing is
+    kept no longer."""
+    return {
+        "value": [_listed(kept) for kept in found],
+        **({"nextLink": next_link} if next_link else {"count": count}),
+    }
+
+
+def _listed(kept: KeptExecution) -> dict[str, Any]:
+    execution = kept.execution
+    times = {"createdAt": execution.created_at, "startedAt": execution.started_at, "finishedAt": execution.finished_at}
+    return {
+        "id": execution.id,
+        "number": kept.number,
+        "origin": execution.origin.value,
+        "status": MODERN_STATUS[execution.state],
+        "code": kept.code,
+        "cell": kept.cell.id if kept.cell else None,
+        "executionCount": execution.execution_count,
+        **{name: timestamp(seconds) if seconds is not None else None for name, seconds in times.items()},
+        "executionTimeInMilliseconds": round(execution.seconds * 1000),
+        "cause": execution.cause,
+        "message": execution.message,
+    }
 
 
 def _result_fields(execution: Execution, options: AnswerOptions, result_names: tuple[str, ...]) -> dict[str, Any]:

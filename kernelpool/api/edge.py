@@ -88,7 +88,7 @@ class EdgePolicy:
             raise Misdirected(f"this gateway does not serve the host {host[0][:100]!r}")
 
     def _check_origin(self, request: HTTPServerRequest) -> None:
-        if not self.allows_origin(request):
+        if not self.allows_origin(request) and not (is_upgrade(request) and _has_token(request)):
             origin = request.headers.get("Origin", "another site")
             raise OriginNotAllowed(f"pages of {origin[:200]!r} may not use this gateway")
 
@@ -97,6 +97,13 @@ def allowed_hosts(listening_on: str, names: tuple[str, ...]) -> tuple[str, ...]:
     """Loopback, what the operator named, and the address listened on when it is one and not all."""
     own = () if listening_on in WILDCARD_ADDRESSES else (listening_on.lower(),)
     return tuple(dict.fromkeys((*LOOPBACK_HOSTS, *own, *names)))
+
+
+def _has_token(request: HTTPServerRequest) -> bool:
+    """In a header. No page can put one on a WebSocket, so whatever its Origin says, it comes from a program: behind a
+    proxy that rewrites Host, those name an origin that we have never heard of. A token in the URL proves no such thing.
+    """
+    return re.match(r"\s*(?:token|bearer)\s+\S", request.headers.get("Authorization", ""), re.IGNORECASE) is not None
 
 
 def is_upgrade(request: HTTPServerRequest) -> bool:

@@ -26,7 +26,7 @@ def load_or_make_token(state_dir: Path) -> tuple[bytes, str | None]:
         if len(digest) != hashlib.sha256().digest_size:
             raise ValueError(f"{file.name} does not hold a SHA-256")
         return digest, None
-    token = secrets.token_urlsafe(32)
+    token = secrets.token_hex(32)
     digest = digest_of(token)
     # Written under another name first: a crash half-way must not leave a file that locks everybody out.
     scratch = file.with_suffix(".new")

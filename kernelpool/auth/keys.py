@@ -1,7 +1,8 @@
 """API keys on disk: made, listed and revoked by the command line, while a gateway runs or not. Blocks.
 
 A key is `kp_<id>_<secret>`. `<state>/keys/<id>.json` holds what it may do and the SHA-256 of the secret, which is 256
-random bits: there is nothing for a slow hash to protect. Files are made and removed, never changed.
+random bits: there is nothing for a slow hash to protect. Files are made and removed, never changed. A key has no
+capital letters, since a Jupyter client may send it in a path that it turns to lower case; older ones are good still.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MAX_KEYS: Final = 10_000
 _MAX_RECORD_BYTES = 64 << 10
 _LOCK_SECONDS = 10.0
 _ID = re.compile(r"[0-9a-f]{12}")
-_KEY = re.compile(r"kp_([0-9a-f]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
+_KEY = re.compile(r"kp_([0-9a-f]{12})_([0-9a-f]{64}|[A-Za-z0-9_-]{43})", re.ASCII)
 _Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:@/+-]{1,256}$")]
 
 
@@ -96,7 +97,7 @@ class KeyStore:
     ) -> tuple[KeyRecord, str]:
         """The key's text is returned this once. Raises `Conflict` when the name is taken; a `ValidationError` names
         what is not allowed."""
-        id, secret, now = secrets.token_hex(6), secrets.token_urlsafe(32), time.time()
+        id, secret, now = secrets.token_hex(6), secrets.token_hex(32), time.time()
         if _ID.fullmatch(name):
             raise InvalidRequest(f"'{name}' looks like the id of a key; choose another name")
         record = KeyRecord(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol, Self, runtime_checkable
@@ -18,6 +18,14 @@ class UnixAddress:
     """Where an agent listens: a socket file that only the gateway may open."""
 
     path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RelayedAddress(UnixAddress):
+    """One of the gateway's own, that leads to an agent by way of something else."""
+
+    is_away: Callable[[], Awaitable[bool]]
+    """Whether that is not there, so that who does not answer may be well. Takes seconds at most to find out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,17 @@ def install_probe(state: Path) -> Path:
     return folder
 
 
+def probe_as_text() -> str:
+    """The same program for `python -c`."""
+    table, own = (Path(str(module.__file__)).read_text() for module in (syscall_table, probe))
+    return (
+        "import sys, types\n"
+        "table = sys.modules['syscall_table'] = types.ModuleType('syscall_table')\n"
+        f"exec({table!r}, vars(table))\n"
+        f"exec({own!r})\n"
+    )
+
+
 async def probe_findings(sandbox: BubblewrapSandbox) -> list[Finding]:
     """Asks the probe that runs in `sandbox`."""
     outside = await in_thread(_user_outside, sandbox)

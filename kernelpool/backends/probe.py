@@ -134,10 +134,13 @@ def _tell_apart(caller: socket.socket) -> None:
 
 
 def _listener() -> socket.socket:
-    """Where the agent would listen: a descriptor that it inherits, or a path."""
+    """Where the agent would listen: a descriptor that it inherits, a port of loopback, or a path."""
     where = sys.argv[sys.argv.index("--listen") + 1] if "--listen" in sys.argv else "fd:3"
     if where.startswith("fd:"):
         return socket.socket(fileno=int(where.removeprefix("fd:")))
+    if where.startswith("tcp:"):
+        host, _, port = where.removeprefix("tcp:").rpartition(":")
+        return socket.create_server((host, int(port)))
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(where.removeprefix("unix:"))
     os.chmod(where.removeprefix("unix:"), 0o666)  # noqa: S103 - as the agent does; its directory is closed

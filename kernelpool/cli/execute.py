@@ -58,7 +58,7 @@ def run(
     if (code is None) == (file is None):
         raise click.UsageError("Give a FILE, or code with -c.")
     text = code if code is not None else _read(file or "-")
-    with _client_for(context, remote, pool, timeout) as client, client.pool(pool).session() as session:
+    with client_for(context, remote, pool, timeout) as client, client.pool(pool).session() as session:
         status = _execute(session, text, timeout, remote, images)
     raise SystemExit(status)
 
@@ -95,7 +95,8 @@ def exec_(
 
 
 @contextmanager
-def _client_for(context: click.Context, remote: Remote, pool: str, timeout: float | None) -> Iterator[Client]:
+def client_for(context: click.Context, remote: Remote, pool: str, timeout: float | None) -> Iterator[Client]:
+    """The gateway that is named, or one for this command alone, where code may run for `timeout` seconds."""
     if remote.is_named():
         with remote.client() as client:
             yield client

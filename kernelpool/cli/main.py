@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from kernelpool import __version__, server
-from kernelpool.cli import execute, files, pools, profile, sessions
+from kernelpool.cli import execute, files, notebooks, pools, profile, sessions
 from kernelpool.cli.images import images
 from kernelpool.cli.keys import keys
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
@@ -113,5 +113,13 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise SystemExit(128 + signal.SIGTERM) from None
 
 
-for command in (execute.run, execute.exec_, files.files, pools.pools, profile.profile, sessions.sessions):
+for command in (
+    execute.run,
+    execute.exec_,
+    notebooks.notebook,
+    files.files,
+    pools.pools,
+    profile.profile,
+    sessions.sessions,
+):
     main.add_command(command)

@@ -35,6 +35,7 @@ from kernelpool.client.errors import (
     Unreachable,
     WorkspaceFull,
 )
+from kernelpool.client.notebooks import CellEvent, CellOutput, CellState, ExecutionInfo, NotebookResult
 from kernelpool.client.policy import Retries
 from kernelpool.client.profiles import Profile
 from kernelpool.client.resources import Metadata, PoolInfo, SessionInfo
@@ -69,6 +70,9 @@ __all__ = [
     "AsyncFiles",
     "AsyncPool",
     "AsyncSession",
+    "CellEvent",
+    "CellOutput",
+    "CellState",
     "Client",
     "ClientError",
     "Conflict",
@@ -79,6 +83,7 @@ __all__ = [
     "ErrorOutput",
     "Event",
     "Execution",
+    "ExecutionInfo",
     "ExecutionNotFound",
     "ExecutionQueueFull",
     "ExecutionState",
@@ -91,6 +96,7 @@ __all__ = [
     "InvalidRequest",
     "Metadata",
     "NotFound",
+    "NotebookResult",
     "Output",
     "OutputCleared",
     "OutputEvent",

@@ -12,9 +12,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from kernelpool.client import calls
-from kernelpool.client.calls import PoolCalls, SessionCalls
+from kernelpool.client.calls import NotebookOptions, PoolCalls, SessionCalls
 from kernelpool.client.connection import MAX_ANSWER, RETRIES, TIMEOUT, Connection, Token
 from kernelpool.client.errors import ClientError, InvalidRequest, SessionNotFound, UnexpectedAnswer
+from kernelpool.client.notebooks import (
+    CellState,
+    ExecutionInfo,
+    Notebook,
+    NotebookResult,
+    NotebookWatch,
+    OnCell,
+    executions_of,
+)
 from kernelpool.client.policy import Retries, poll_pause
 from kernelpool.client.profiles import load_profile
 from kernelpool.client.resources import Metadata, PoolInfo, SessionInfo
@@ -185,6 +194,55 @@ class AsyncSession:
     def execution(self, id: str) -> AsyncExecution:
         """One that was submitted before. Asks nothing."""
         return AsyncExecution(self._transport, self._calls, id)
+
+    async def notebook(self) -> dict[str, Any]:
+        """What the session ran, whoever asked for it, as a notebook (nbformat 4.5). Raises `SessionNotFound`."""
+        return await self._transport.send(self._calls.notebook())
+
+    async def run_notebook(
+        self,
+        notebook: Notebook,
+        *,
+        parameters: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        cell_timeout: float | None = None,
+        stop_on_error: bool = True,
+        on_cell: OnCell | None = None,
+        id: str | None = None,
+    ) -> NotebookResult:
+        """Runs its cells in order, and returns it executed. `timeout`: seconds of all cells; `on_cell` hears of each as
+        it begins, shows something and ends. `parameters` are put into it as papermill does. A broken connection is
+        taken up again, and no cell runs twice. Whoever is cancelled here cancels the cell."""
+        options = NotebookOptions(id or calls.new_id(), parameters, timeout, cell_timeout, stop_on_error)
+        limit = self._transport.connection.max_answer
+        events = self._transport.follow(NotebookWatch(self._calls.run_notebook(notebook, options), limit))
+        running = ""
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    if isinstance(event, NotebookResult):
+                        result = event
+                    elif isinstance(event, CellState):
+                        running = "" if event.state.is_final else event.execution
+                    if on_cell is not None and not isinstance(event, NotebookResult):
+                        on_cell(event)
+        except asyncio.CancelledError:
+            with suppress(ClientError, TimeoutError):
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await self.execution(running).cancel()
+            raise
+        return result
+
+    async def executions(self) -> list[ExecutionInfo]:
+        """What the session ran, whoever asked for it, the oldest first. Raises `SessionNotFound`."""
+        found: list[ExecutionInfo] = []
+        more = True
+        while more:
+            after = found[-1].number if found else 0
+            page, more = executions_of(await self._transport.send(self._calls.executions(after)))
+            found += page
+            more = more and bool(page)
+        return found
 
     async def info(self) -> SessionInfo:
         """Raises `SessionNotFound` when there is none yet, or none any more."""

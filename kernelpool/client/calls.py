@@ -55,6 +55,23 @@ class Call(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class NotebookOptions:
+    """How a notebook is to be run. Times are whole seconds to the gateway."""
+
+    id: str
+    parameters: Mapping[str, Any] | None
+    timeout: float | None
+    cell_timeout: float | None
+    stop_on_error: bool
+
+    @property
+    def query(self) -> dict[str, str]:
+        times = {"timeoutInSeconds": self.timeout, "cellTimeoutInSeconds": self.cell_timeout}
+        query = {name: str(max(1, round(seconds))) for name, seconds in times.items() if seconds is not None}
+        return query if self.stop_on_error else {**query, "stopOnError": "false"}
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     status: int
     headers: Mapping[str, str]
@@ -142,6 +159,18 @@ class SessionCalls:
     def cancel(self, id: str) -> Call[Result]:
         query = {**self._query, "outputStreamsMaxLength": "0"}
         return Call("POST", f"{self._execution(id)}/cancel", result_of, query)
+
+    def notebook(self) -> Call[dict[str, Any]]:
+        return Call("GET", f"{self._path}/notebook", dict, self._query)
+
+    def run_notebook(self, notebook: Mapping[str, Any], options: NotebookOptions) -> Call[None]:
+        """The same `id` never runs a cell twice."""
+        headers = {"operation-id": options.id, "Accept": EVENT_STREAM}
+        body = {"notebook": notebook, "parameters": dict(options.parameters or {})}
+        return Call("POST", f"{self._path}/notebook", _nothing, {**self._query, **options.query}, headers, json=body)
+
+    def executions(self, after: int) -> Call[dict[str, Any]]:
+        return Call("GET", f"{self._path}/executions", dict, {**self._query, "after": str(after)})
 
     def info(self) -> Call[SessionInfo]:
         return Call("GET", f"{self._path}/session", session_of, self._query)

@@ -10,7 +10,7 @@ from typing import Any
 
 from kernelpool.models import DisplayOutput, ErrorOutput, ExecutionState, Output, ResultOutput, StreamOutput
 
-_STATES = {
+STATES = {
     "NotStarted": ExecutionState.QUEUED,
     "Running": ExecutionState.RUNNING,
     "Succeeded": ExecutionState.SUCCEEDED,
@@ -158,7 +158,7 @@ Event = StateEvent | OutputEvent | DisplayUpdate | OutputCleared | OutputGap | D
 
 
 def result_of(answer: Mapping[str, Any]) -> Result:
-    status = _STATES[answer["status"]]
+    status = STATES[answer["status"]]
     fields = answer.get("result")
     if not isinstance(fields, Mapping):
         return Result(answer["id"], status, raw=answer)

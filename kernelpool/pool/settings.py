@@ -94,6 +94,9 @@ class PoolSettings(_Settings):
     """Sandboxes that may exist at the same time, ready ones included; beyond it a new session is refused with 429."""
     cooldown: Seconds = 300.0
     """Seconds without activity after which a session is destroyed. Activity is a request, or code that runs."""
+    idle_connected: Seconds = 3600.0
+    """The same while a Jupyter client is connected: somebody reads what is in an open notebook, or has forgotten it.
+    Never less than `cooldown`."""
     max_alive: Seconds = 86400.0
     """Seconds after which a session is destroyed whatever it does. It frees the place of a sandbox that claims to be
     busy for ever; it is a day, because work in use for hours is common and its variables are what people lose."""
@@ -179,6 +182,10 @@ class PoolSettings(_Settings):
         """Infinite where a session ends with its container."""
         ends_by_itself = self.container is not None and self.container.lifecycle == "on_container_exit"
         return math.inf if ends_by_itself else self.cooldown
+
+    @property
+    def connected_cooldown(self) -> float:
+        return max(self.session_cooldown, self.idle_connected)
 
     @property
     def sizes(self) -> Sizes:

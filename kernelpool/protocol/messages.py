@@ -16,7 +16,8 @@ from typing import Any
 
 DELIMITER = b"<IDS|MSG>"
 PROTOCOL_VERSION = "5.4"
-MAX_FRAMES = 64
+MAX_FRAMES = 1040
+"""More than the buffers that a message may have: see `framing.MAX_BUFFERS`."""
 MAX_HEADER = 64 << 10
 MAX_DEPTH = 200
 """Nesting of JSON that is let through. Deeper than real output, shallower than what makes encoders recurse to death."""
@@ -42,6 +43,18 @@ class Message:
     content: dict[str, Any]
     unread: int = 0
     """Bytes of a content that was too large to be read; a note stands in its place."""
+    msg_id: str = ""
+    parts: tuple[bytes, ...] = ()
+    """Header, parent header, metadata and content as they came."""
+    buffers: tuple[bytes, ...] = ()
+
+    def relayed(self) -> tuple[bytes, bytes, bytes, bytes]:
+        """Its parts for clients, who are to see JSON whatever the kernel sent."""
+        header, parent, metadata, content = self.parts
+        return _proper(header), _proper(parent), _proper(metadata), self._content_for_clients(content)
+
+    def _content_for_clients(self, raw: bytes) -> bytes:
+        return _dumps(self.content) if self.unread else _proper(raw, self.content)
 
 
 class Codec:
@@ -72,6 +85,10 @@ class Codec:
         parts = [_dumps(header), b"{}", _dumps(metadata or {}), _dumps(content)]
         return [DELIMITER, self._sign(parts), *parts]
 
+    def sign(self, parts: Sequence[bytes], buffers: Sequence[bytes] = ()) -> list[bytes]:
+        """Frames of a message of somebody else, every byte of it unchanged."""
+        return [DELIMITER, self._sign(parts), *parts, *buffers]
+
     def decode(self, frames: Sequence[bytes]) -> Message:
         """Raises `ProtocolError` for whatever is not a signed, well-formed message of sane depth."""
         if len(frames) > MAX_FRAMES:
@@ -93,6 +110,9 @@ class Codec:
             parent_id=_text(parent, "msg_id") if parent else "",
             content=_left_out(len(raw_content), too_much) if too_much else _loads(raw_content),
             unread=len(raw_content) if too_much else 0,
+            msg_id=_text(header, "msg_id"),
+            parts=tuple(parts),
+            buffers=tuple(frames[start + 5 :]),
         )
 
     def _sign(self, parts: Sequence[bytes]) -> bytes:
@@ -119,6 +139,20 @@ def _loads(raw: bytes) -> dict[str, Any]:
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
     return _without_surrogates(value) if "\\u" in text else value
+
+
+def _proper(raw: bytes, value: dict[str, Any] | None = None) -> bytes:
+    """As it is if every reader of JSON can read it, else written anew."""
+    if not raw or raw == b"{}":
+        return b"{}"
+    try:
+        value = _loads(raw) if value is None else value
+        raw.decode()
+    except UnicodeDecodeError:
+        return _dumps(value or {})
+    except ProtocolError:
+        return b"{}"
+    return _dumps(value) if _IMPROPER.search(raw) else raw
 
 
 def _too_much(raw: bytes) -> str:
@@ -153,6 +187,8 @@ def _finite(text: str) -> float | None:
 
 # One that is not closed counts too: to fail there and try again from the next quote would take for ever.
 _STRINGS = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?', re.DOTALL)
+# What Python reads and others do not: numbers that are none, and halves of surrogate pairs.
+_IMPROPER = re.compile(rb"NaN|Infinity|[eE][+-]?[0-9]{3}|\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
 
 

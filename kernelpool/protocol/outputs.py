@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from kernelpool.models import DisplayOutput, ErrorOutput, Event, Output, ResultOutput, StreamOutput
+from kernelpool.models import (
+    DisplayOutput,
+    ErrorOutput,
+    Event,
+    Output,
+    ResultOutput,
+    StreamOutput,
+    UpdateDisplayData,
+)
 from kernelpool.protocol.messages import Message
 
 MAX_MIME_TYPES = 32
@@ -131,11 +139,11 @@ def size_of(output: dict[str, Any]) -> int:
     if isinstance(text, str):
         return len(text)
     named = [*output.get("data", {}).items(), *output.get("metadata", {}).items()]
-    return _cost_of([output.get("evalue", ""), *output.get("traceback", ()), *chain.from_iterable(named)])
+    return cost_of([output.get("evalue", ""), *output.get("traceback", ()), *chain.from_iterable(named)])
 
 
-def _cost_of(pending: list[Any]) -> int:
-    """No recursion, which would be the attack."""
+def cost_of(pending: list[Any]) -> int:
+    """Bytes that values of JSON take, and uses the list up. No recursion, which would be the attack."""
     cost = 0
     while pending:
         match pending.pop():
@@ -216,6 +224,28 @@ def from_json(value: dict[str, Any]) -> Output:
             return DisplayOutput(**{**fields, "files": tuple(fields["files"])})
         case _:
             return ResultOutput(**{**fields, "files": tuple(fields["files"])})
+
+
+def strays(events: Iterable[Event]) -> tuple[UpdateDisplayData, ...]:
+    """Updates of displays that are none of these events' own: of an earlier execution, as a rule. The last of each."""
+    own: set[str] = set()
+    updates: dict[str, UpdateDisplayData] = {}
+    for event in events:
+        if event.kind == "output" and (display_id := event.data.get("display_id")):
+            own.add(display_id)
+        elif event.kind == "update_display" and event.data["display_id"] not in own:
+            updates[event.data["display_id"]] = UpdateDisplayData(**{**event.data, "files": tuple(event.data["files"])})
+    return tuple(updates.values())
+
+
+def updated(outputs: Iterable[Output], updates: Mapping[str, UpdateDisplayData]) -> tuple[Output, ...]:
+    """The outputs, as these updates by display id leave them."""
+    return tuple(
+        replace(output, data=update.data, metadata=update.metadata, files=update.files)
+        if isinstance(output, DisplayOutput) and (update := updates.get(output.display_id or "")) is not None
+        else output
+        for output in outputs
+    )
 
 
 def _gap_marker(event: Event, before: list[Output]) -> StreamOutput:

@@ -85,6 +85,18 @@ class Watch:
             finally:
                 self._over(action, act, time.monotonic() - began)
 
+    @contextmanager
+    def relaying(self, id: str, code: str) -> Iterator[Act]:
+        """An execution of a Jupyter client, of which no more is seen than its messages."""
+        with self.acting(Action.EXECUTE) as act:
+            act.size, act.code, act.execution = len(code.encode(errors="surrogatepass")), code, id
+            self._endings.begin(self._session, id, act.span.get_span_context())
+            yield act
+
+    def left(self, outcome: str, seconds: float) -> None:
+        """A Jupyter client that was connected. No span: it may have been there for days."""
+        self._record(Action.CONNECT, outcome, seconds=seconds)
+
     def learned(self, execution: Execution) -> Execution:
         """Whoever asks after an execution passes the answer through here: it may have ended."""
         if (seconds := self.ended(execution)) is not None:

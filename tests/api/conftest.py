@@ -23,6 +23,7 @@ from kernelpool.journal import Journal
 from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
+from kernelpool.quotas import Quotas
 from kernelpool.telemetry import SILENT, Telemetry
 from kernelpool.telemetry.metrics import Metrics
 from tests.contract_of_api import contract
@@ -128,6 +129,7 @@ async def api_of(
     edge: EdgePolicy | None = None,
     server: dict[str, Any] | None = None,
     backend: FakeBackend | None = None,
+    quotas: Quotas | None = None,
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """`server` holds parameters of `make_server`; the other settings are the pool's."""
@@ -136,7 +138,9 @@ async def api_of(
         journal = await stack.enter_async_context(Journal(folder))
         each = [PoolSettings(name=name, backend="fake", **{"ready": 1, **settings}) for name in pools]
         sources = [PoolSource(pool, RUNTIME, backend, METADATA) for pool in each]
-        gateway = await stack.enter_async_context(Gateway(sources, backend.connect, journal, telemetry=telemetry))
+        gateway = await stack.enter_async_context(
+            Gateway(sources, backend.connect, journal, quotas, telemetry=telemetry)
+        )
 
         async def make(settings: PoolSettings) -> PoolSource:
             return PoolSource(settings, RUNTIME, backend, METADATA)

@@ -17,6 +17,7 @@ from tornado.web import Application
 
 from kernelpool.api import make_application
 from kernelpool.api.base import ApiHandler, Collaborators
+from kernelpool.api.jupyter import paths as jupyter_paths
 from kernelpool.auth.authenticator import Authenticator
 from kernelpool.auth.initial import digest_of
 from kernelpool.auth.keyring import KeyRing
@@ -29,10 +30,35 @@ from tests.api.conftest import TOKEN, VERSION, Api, api_of, multipart
 
 V, E, A = Role.VIEWER, Role.EXECUTOR, Role.ADMIN
 
-OPEN = {"/healthz", "/readyz", "/openapi.json", "/docs", "/docs/(?P<file>docs.js|swagger-ui-bundle.js|swagger-ui.css)"}
+OPEN = {
+    "/healthz",
+    "/readyz",
+    "/openapi.json",
+    "/docs",
+    "/docs/(?P<file>docs.js|swagger-ui-bundle.js|swagger-ui.css)",
+    *(f"{base}{path}" for base in jupyter_paths.BASES for path in ("/", "/api", "/tree", "/hub/api")),
+}
 """For everybody."""
 
+NO_UUID = "00000000-0000-0000-0000-000000000000"
+JUPYTER: dict[str, dict[str, Role]] = {
+    "/api/me": {"GET": V},
+    "/api/status": {"GET": V},
+    "/api/kernelspecs": {"GET": V},
+    "/api/kernelspecs/python": {"GET": V},
+    "/kernelspecs/python/logo-svg.svg": {"GET": V},
+    "/api/kernels": {"GET": V, "POST": E},
+    f"/api/kernels/{NO_UUID}": {"GET": V, "DELETE": E},
+    f"/api/kernels/{NO_UUID}/interrupt": {"POST": E},
+    f"/api/kernels/{NO_UUID}/restart": {"POST": E},
+    f"/api/kernels/{NO_UUID}/channels": {"GET": E},
+    "/api/events/subscribe": {"GET": V},
+    "/api/sessions": {"GET": V, "POST": E},
+    f"/api/sessions/{NO_UUID}": {"GET": V, "PATCH": E, "DELETE": E},
+}
+
 ROUTES: dict[str, dict[str, Role]] = {
+    **{base + path: roles for base in ("", "/pools/{pool}/jupyter") for path, roles in JUPYTER.items()},
     "/pools": {"GET": V},
     "/pools/{pool}": {"GET": V, "PUT": A, "PATCH": A, "DELETE": A},
     "/metrics": {"GET": V},
@@ -46,7 +72,7 @@ ROUTES: dict[str, dict[str, Role]] = {
     },
     "/pools/{pool}/code/execute": {"POST": E},
     "/pools/{pool}/python/execute": {"POST": E},
-    "/pools/{pool}/executions": {"POST": E},
+    "/pools/{pool}/executions": {"GET": E, "POST": E},
     "/pools/{pool}/executions/run-1": {"GET": E, "DELETE": E},
     "/pools/{pool}/executions/run-1/cancel": {"POST": E},
     "/pools/{pool}/files/upload": {"POST": E, "GET": E, "DELETE": E},
@@ -55,6 +81,7 @@ ROUTES: dict[str, dict[str, Role]] = {
     "/pools/{pool}/files/content/a.txt": {"GET": E, "PUT": E},
     "/pools/{pool}/files/a.txt/content": {"GET": E, "PUT": E},
     "/pools/{pool}/files/a.txt": {"GET": E, "DELETE": E},
+    "/pools/{pool}/notebook": {"GET": E, "POST": E},
     "/pools/{pool}/session": {"GET": V, "DELETE": E},
     "/pools/{pool}/listSessions": {"GET": V},
     "/pools/{pool}/metadata": {"GET": V},
@@ -182,8 +209,9 @@ def error_of(text: str) -> dict[str, Any]:
 
 
 def without_trace(text: str) -> str:
-    """And without the time of day."""
-    return re.sub(r'"traceId":"[0-9a-f]+"|\d{4}-\d\d-\d\dT[\d:.]+Z', "", text)
+    """And without the time of day, and the names that what has just been made was given."""
+    names = r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}|jupyter-[0-9a-f]{32}"
+    return re.sub(rf'"traceId":"[0-9a-f]+"|\d{{4}}-\d\d-\d\dT[\d:.]+Z|{names}', "", text)
 
 
 # --- every route

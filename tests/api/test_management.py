@@ -108,7 +108,6 @@ async def test_a_smaller_pool_ends_no_session_and_takes_no_new_one(manager: Mana
         ("PUT", "/pools/second", {"nonsense": 1}, 400, "nonsense"),
         ("PUT", "/pools/second", {"name": "third"}, 400, "name"),
         ("PUT", "/pools/second", [], 400, "object"),
-        ("PUT", "/pools/..", {}, 404, ""),
         ("PUT", "/pools/a%2Fb", {}, 400, "name"),
         ("PATCH", "/pools/second", {"ready": 1}, 404, "second"),
         ("PATCH", "/pools/python", {"ready": 99}, 400, "max_sessions"),

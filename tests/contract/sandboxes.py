@@ -37,6 +37,7 @@ from kernelpool.backends.tree.build import Tree
 from kernelpool.egress.doors import DoorKeeper
 from kernelpool.models import AgentConfig, Limits
 from kernelpool.runtimes import Runtime
+from tests.contract.forwarder import Forwarder
 
 STANDIN = Path(__file__).with_name("standin.py")
 RUNTIME = Runtime("standin", "python", "Python", Path("/nonexistent"), ("python",))
@@ -56,6 +57,10 @@ class Kit(Protocol):
     @property
     def shows_processes(self) -> bool:
         """Whether a process in a sandbox is one of the machine, so that `traces` names it."""
+
+    @property
+    def relays(self) -> int:
+        """Processes of ours that a sandbox shows besides the agent, its init and the code."""
 
     def backend(self, doors: DoorKeeper | None = None) -> AbstractAsyncContextManager[Backend]:
         """A new object of it; those of one kit share their sandboxes, as a gateway and the next one do."""
@@ -99,6 +104,7 @@ class BubblewrapKit:
     """With a tree of this interpreter and its standard library: seconds to make, nothing to download."""
 
     shows_processes: ClassVar[bool] = True
+    relays: ClassVar[int] = 0
 
     def __init__(self) -> None:
         # Not below pytest's own directory, which is closed to the users of sandboxes.
@@ -181,8 +187,10 @@ class DockerKit:
 
     backend_class: ClassVar[type[DockerBackend]] = DockerBackend
     shows_processes: ClassVar[bool] = True
+    relays: ClassVar[int] = 0
 
     def __init__(self, host: str = ENGINE) -> None:
+        self.host = ENGINE
         self.client = docker.APIClient(host, version="auto")
         self.base = Path(tempfile.mkdtemp(prefix="kp-", dir="/var/tmp"))
         self.image = _import_image(self.client, self.base)
@@ -194,9 +202,9 @@ class DockerKit:
         shutil.rmtree(self.base)
 
     @classmethod
-    def at(cls, base: str, image: str) -> Self:
+    def at(cls, base: str, image: str, host: str = ENGINE) -> Self:
         kit = cls.__new__(cls)
-        kit.base, kit.image = Path(base), image
+        kit.base, kit.image, kit.host = Path(base), image, host
         return kit
 
     @property
@@ -208,7 +216,7 @@ class DockerKit:
         return bool(self.client.info()["MemoryLimit"])
 
     def backend(self, doors: DoorKeeper | None = None, settings: DockerSettings | None = None) -> DockerBackend:
-        settings = settings or DockerSettings(host=ENGINE)
+        settings = settings or DockerSettings(host=self.host)
         return self.backend_class(self.state, settings, doors=doors, prepare_image=self.find)
 
     async def find(self, engine: Engine, runtime: Runtime, say: Say) -> Image:
@@ -251,7 +259,24 @@ class DockerKit:
         return networks | {f"volume {one['Name']}" for one in self.client.volumes(filters=filters)["Volumes"] or []}
 
     def abandon(self, id: str) -> None:
-        _abandon(type(self).__name__, id, str(self.base), self.image)
+        _abandon(type(self).__name__, id, str(self.base), self.image, self.host)
+
+
+class ElsewhereKit(DockerKit):
+    """The same engine at a TCP address: as one that shares no directory with the gateway."""
+
+    relays = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._forwarder = Forwarder(ENGINE.removeprefix("unix://"))
+        self.host = self._forwarder.host
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._forwarder.close()
 
 
 class _OnGvisor(DockerBackend):
@@ -296,6 +321,7 @@ def _abandon(kit: str, id: str, *arguments: str) -> None:
 KITS: dict[str, Callable[[], Kit]] = {
     "bubblewrap": BubblewrapKit,
     "docker": DockerKit,
+    "elsewhere": ElsewhereKit,
     "gvisor": GvisorKit,
 }
 

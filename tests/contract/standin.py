@@ -35,6 +35,9 @@ RAISE_OOM_SCORE = "open('/proc/self/oom_score_adj', 'w').write('800')\n"
 def listen(where: str) -> socket.socket:
     if where == "fd:3":
         return socket.socket(fileno=3)
+    if where.startswith("tcp:"):
+        host, _, port = where.removeprefix("tcp:").rpartition(":")
+        return socket.create_server((host, int(port)), backlog=100)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(where.removeprefix("unix:"))
     os.chmod(where.removeprefix("unix:"), 0o666)
@@ -47,7 +50,8 @@ if __name__ == "__main__":
     parser.add_argument("--listen")
     parser.add_argument("--config")
     options = parser.parse_args()
-    with open(4 if options.config == "fd:4" else options.config) as file:
+    kind, _, number = options.config.partition(":")
+    with open(int(number) if kind == "fd" else options.config) as file:
         config = json.load(file)
     if config["processes"]:
         resource.setrlimit(resource.RLIMIT_NPROC, (config["processes"], config["processes"]))

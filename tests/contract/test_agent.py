@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from kernelpool.errors import (
 from kernelpool.models import (
     Activation,
     AgentStatus,
+    Cell,
     DisplayOutput,
     EndCause,
     ErrorOutput,
@@ -31,6 +33,8 @@ from kernelpool.models import (
     ExecuteRequest,
     Execution,
     ExecutionState,
+    KeptExecution,
+    Origin,
     ResultOutput,
     StreamOutput,
     WorkspacePath,
@@ -120,6 +124,42 @@ async def test_an_unknown_execution_is_not_found(any_agent: Agent) -> None:
             await ask("nobody")
     with pytest.raises(ExecutionNotFound):
         await drain(any_agent, "nobody")
+
+
+async def listed(agent: Agent, after: int = 0, **options: Any) -> tuple[list[KeptExecution], int]:
+    *kept, count = [item async for item in agent.executions(after, **options)]
+    assert isinstance(count, int)
+    return [item for item in kept if isinstance(item, KeptExecution)], count
+
+
+async def test_executions_are_listed_with_their_code_whoever_submitted_them(any_agent: Agent) -> None:
+    cell = Cell("intro", {"tags": ["raises-exception"]})
+    await any_agent.execute(ExecuteRequest("a", "print('hi')", 30))
+    await any_agent.execute(ExecuteRequest("b", "1/0", 30, origin=Origin.NOTEBOOK, cell=cell))
+
+    kept, count = await listed(any_agent)
+
+    assert [(item.number, item.execution.id, item.code, item.cell) for item in kept] == [
+        (1, "a", "print('hi')", None),
+        (2, "b", "1/0", cell),
+    ]
+    assert [(item.execution.origin, item.execution.state) for item in kept] == [
+        (Origin.REST, ExecutionState.SUCCEEDED),
+        (Origin.NOTEBOOK, ExecutionState.FAILED),
+    ]
+    assert [item.execution.outputs for item in kept] == [(), ()]
+    assert count == 2
+
+
+async def test_the_list_of_executions_has_pages_and_outputs_when_wanted(any_agent: Agent) -> None:
+    for id in ("a", "b", "c"):
+        await any_agent.execute(ExecuteRequest(id, f"print({id!r})", 30))
+
+    kept, count = await listed(any_agent, after=1, limit=1, outputs=True)
+
+    assert [(item.number, stdout(item.execution)) for item in kept] == [(2, "b\n")]
+    assert count == 3
+    assert await listed(any_agent, after=2**31) == ([], 3)
 
 
 async def test_events_end_with_done_and_can_be_resumed(any_agent: Agent) -> None:
@@ -595,4 +635,4 @@ async def test_the_output_of_forgotten_executions_costs_no_memory() -> None:
         for _ in range(40):
             await run(agent, "print('x' * 6 * 10**6)")
 
-        assert int(stdout(await run(agent, size))) - before < 30_000  # of 240,000
+        assert int(stdout(await run(agent, size))) - before < 60_000  # of 240,000

@@ -153,7 +153,10 @@ async def test_leaving_the_backend_kills_no_sandbox(kit: Kit, backend: Backend) 
 
     await backend.__aexit__(None, None, None)
 
-    assert await ask(sandbox, "print('alive')") == "alive"
+    async with kit.backend() as second:
+        [found] = await second.adopt()
+        assert found.id == sandbox.id
+        assert await ask(found, "print('alive')") == "alive"
 
 
 async def test_two_gateways_do_not_share_their_sandboxes(kit: Kit, backend: Backend) -> None:

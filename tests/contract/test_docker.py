@@ -32,7 +32,7 @@ from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.errors import BackendUnavailable, InvalidRequest, PrepareFailed, StartFailed
 from kernelpool.runtimes import Runtime
 from tests.contract.relay import Relay
-from tests.contract.sandboxes import ENGINE, SECRET, DockerKit, GvisorKit, ask, missing_engine, spec
+from tests.contract.sandboxes import ENGINE, SECRET, DockerKit, ElsewhereKit, GvisorKit, ask, missing_engine, spec
 
 # The docker package leaves the socket of a connection that was refused to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
@@ -46,11 +46,11 @@ def no_sockets_left() -> Iterator[None]:
     gc.collect()
 
 
-@pytest.fixture(scope="module", params=["docker", "gvisor"])
+@pytest.fixture(scope="module", params=["docker", "elsewhere", "gvisor"])
 def kit(request: pytest.FixtureRequest) -> Iterator[DockerKit]:
     if why := missing_engine(request.param):
         pytest.skip(why)
-    kit = {"docker": DockerKit, "gvisor": GvisorKit}[request.param]()
+    kit = {"docker": DockerKit, "elsewhere": ElsewhereKit, "gvisor": GvisorKit}[request.param]()
     yield kit
     kit.close()
 
@@ -93,6 +93,8 @@ async def test_the_engine_is_never_told_the_secret_of_an_agent(kit: DockerKit, b
 async def test_nothing_can_be_made_or_removed_in_the_directory_that_is_shared_with_the_host(
     kit: DockerKit, backend: Backend
 ) -> None:
+    if isinstance(kit, ElsewhereKit):
+        pytest.skip("there is none")
     sandbox = await backend.create(spec("0123456789ab"))
 
     seen = await ask(
@@ -163,9 +165,9 @@ async def test_the_engine_is_asked_for_a_hardened_container(kit: DockerKit, back
         "nofile": 4096,
         "sigpending": 1024,
     }.items()
-    assert [(mount["Type"], mount["Destination"], mount["Propagation"]) for mount in container["Mounts"]] == [
-        ("bind", "/run/kp", "rprivate")
-    ]
+    shared = [] if isinstance(kit, ElsewhereKit) else [("bind", "/run/kp", "rprivate")]
+    mounts = [(mount["Type"], mount["Destination"], mount["Propagation"]) for mount in container["Mounts"]]
+    assert mounts == shared
     assert config["User"] == "65532:65532"
     assert sorted(config["Env"]) == [
         "HOME=/mnt/data",
@@ -173,7 +175,7 @@ async def test_the_engine_is_asked_for_a_hardened_container(kit: DockerKit, back
         "LEFT_BY_THE_IMAGE",  # taken away
         "PATH=/opt/venv/bin:/usr/local/bin:/usr/bin:/bin",
     ]
-    assert host["Runtime"] == {"DockerKit": "runc", "GvisorKit": "runsc"}[type(kit).__name__]
+    assert host["Runtime"] == ("runsc" if isinstance(kit, GvisorKit) else "runc")
 
 
 async def test_a_container_says_whose_it_is(kit: DockerKit, backend: Backend) -> None:
@@ -328,12 +330,6 @@ async def test_no_engine_at_all_is_a_start_that_fails(kit: DockerKit) -> None:
             pass
 
 
-async def test_an_engine_elsewhere_is_refused_unless_a_directory_is_shared(tmp_path: Path) -> None:
-    with pytest.raises(StartFailed, match=r"another machine.*docker\.run_dir"):
-        async with DockerBackend(tmp_path / "state", DockerSettings(host="tcp://127.0.0.1:1")):
-            pass
-
-
 async def test_an_engine_behind_ssh_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StartFailed, match="neither unix:// nor tcp://"):
         async with DockerBackend(tmp_path / "state", DockerSettings(host="ssh://somewhere")):
@@ -349,12 +345,26 @@ async def test_a_gateway_killed_in_the_middle_of_a_start_leaves_work_for_the_nex
     runc: DockerKit, step: str, when: str
 ) -> None:
     before = runc.traces()
+
+    await killed_in_the_middle_of_a_start(runc, f"start.Start.{step}", when)
+    async with runc.backend() as backend:
+        adopted = await backend.adopt()
+        for sandbox in adopted:
+            await sandbox.destroy()
+
+    assert bool(adopted) == ((step, when) == ("_seal", "after"))
+    assert runc.traces() == before
+
+
+async def killed_in_the_middle_of_a_start(kit: DockerKit, step: str, when: str) -> None:
+    """Has another process make a sandbox and be killed before or after `step`: `module.Class.method`."""
+    module, kind, method = step.split(".")
     code = f"""
 import asyncio, inspect, os, signal
-from kernelpool.backends.docker import start
+from kernelpool.backends.docker import {module}
 from tests.contract import sandboxes
 
-original = getattr(start.Start, {step!r})
+original = getattr({module}.{kind}, {method!r})
 
 def die(*args):
     if {when!r} == "after":
@@ -366,10 +376,10 @@ async def die_later(*args):
         await original(*args)
     os.kill(os.getpid(), signal.SIGKILL)
 
-setattr(start.Start, {step!r}, die_later if inspect.iscoroutinefunction(original) else die)
+setattr({module}.{kind}, {method!r}, die_later if inspect.iscoroutinefunction(original) else die)
 
 async def main():
-    kit = sandboxes.DockerKit.at({str(runc.base)!r}, {runc.image!r})
+    kit = sandboxes.DockerKit.at({str(kit.base)!r}, {kit.image!r}, {kit.host!r})
     async with kit.backend() as backend:
         await backend.create(sandboxes.spec())
 
@@ -384,14 +394,7 @@ asyncio.run(main())
         text=True,
         timeout=60,
     )
-    async with runc.backend() as backend:
-        adopted = await backend.adopt()
-        for sandbox in adopted:
-            await sandbox.destroy()
-
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert bool(adopted) == ((step, when) == ("_seal", "after"))
-    assert runc.traces() == before
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"id": 1', "null", '{"id": "other"}'])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from kernelpool.backends.base import Sandbox
+from kernelpool.backends.docker import outside
 from kernelpool.backends.docker.backend import DockerBackend
-from kernelpool.backends.docker.outside import refuse_unproven
+from kernelpool.backends.docker.engine import Engine
+from kernelpool.backends.docker.outside import Outside, refuse_unproven
 from kernelpool.backends.egress import host_addresses
 from kernelpool.egress.policy import OUTSIDE
 from kernelpool.errors import InvalidRequest
@@ -33,12 +37,42 @@ def kit() -> Iterator[DockerKit]:
 async def backend(kit: DockerKit) -> AsyncIterator[DockerBackend]:
     async with kit.backend() as backend:
         yield backend
-        for sandbox in list(backend._sandboxes.values()):
+    async with kit.backend() as broom:
+        for sandbox in await broom.adopt():
             await sandbox.destroy()
 
 
 async def made(backend: DockerBackend) -> Sandbox:
     return await backend.create(replace(spec(), egress=OUTSIDE))
+
+
+async def test_one_that_starts_while_the_last_one_goes_has_its_network(
+    backend: DockerBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, ensured = await made(backend), asyncio.Event()
+
+    async def ensure(engine: Engine, tag: str) -> Outside:
+        found = await outside.ensure(engine, tag)
+        ensured.set()
+        return found
+
+    async def forget(engine: Engine, tag: str) -> None:
+        """At the worst moment, where there is one."""
+        starting = asyncio.create_task(made(backend))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await ensured.wait()
+        await outside.forget(engine, tag)
+        started.set_result(starting)
+
+    started: asyncio.Future[asyncio.Task[Sandbox]] = asyncio.get_running_loop().create_future()
+    monkeypatch.setattr("kernelpool.backends.docker.account.ensure", ensure)
+    monkeypatch.setattr("kernelpool.backends.docker.account.forget", forget)
+
+    await last.destroy()
+    sandbox = await (await started)
+
+    assert await ask(sandbox, "print(1)") == "1"
 
 
 async def test_only_the_public_internet_can_be_reached_from_a_container(backend: DockerBackend) -> None:

@@ -125,6 +125,10 @@ class Gateway:
     def wait_warm(self) -> None:
         until(lambda: self.pool()["ready"] > 0 and self.pool()["starting"] == 0)
 
+    def wait_ready(self) -> None:
+        """Until the next session would not have to wait."""
+        until(lambda: self.pool()["ready"] > 0, seconds=2 * SECONDS)
+
     def session(self, identifier: str) -> Session:
         return Session(self, identifier)
 

@@ -280,6 +280,71 @@ def test_run_leaves_no_session_behind(kernelpool: Shell, gateway: Gateway) -> No
     until(lambda: gateway.pool()["sessions"] <= before)
 
 
+def written(folder: Path, name: str, *sources: str) -> Path:
+    """A notebook file with these cells of code."""
+    cells: list[dict[str, Any]] = [
+        {"cell_type": "code", "id": f"c{n}", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+        for n, source in enumerate(sources)
+    ]
+    file = folder / name
+    file.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}))
+    return file
+
+
+def cells_of(file: Path) -> list[dict[str, Any]]:
+    cells: list[dict[str, Any]] = json.loads(file.read_text())["cells"]
+    return cells
+
+
+def test_a_notebook_is_run_and_written_whether_its_cells_raise_or_not(kernelpool: Shell, identifier: str) -> None:
+    written(kernelpool.folder, "good.ipynb", "x = 20", "x * n")
+    written(kernelpool.folder, "bad.ipynb", "1 / 0", "2")
+    out = kernelpool.folder / "out.ipynb"
+
+    kernelpool("notebook", "run", "good.ipynb", "-o", "out.ipynb", "-p", "n=2", "-s", identifier)
+    assert cells_of(out)[2]["outputs"][0]["data"]["text/plain"] == ["40"]
+    told = kernelpool("notebook", "run", "bad.ipynb", "-o", "out.ipynb", code=1)
+    assert told == b"[cell c0 failed: ZeroDivisionError: division by zero]\n"
+    assert [len(cell["outputs"]) for cell in cells_of(out)] == [1, 0]
+    facts = json.loads(kernelpool("notebook", "run", "good.ipynb", "-o", "out.ipynb", "-p", "n=2", "--json"))
+    assert (facts["ok"], facts["executed"]) == (True, 3)
+    assert b"nbformat 3 or 4" in kernelpool("notebook", "run", "-", "-o", "out.ipynb", input=b"{}", code=1)
+    assert b"-o" in kernelpool("notebook", "run", "good.ipynb", "--json", code=2)
+
+
+def test_a_session_is_exported_as_a_notebook(kernelpool: Shell, identifier: str) -> None:
+    kernelpool("exec", "-s", identifier, "print('hi')")
+
+    kernelpool("notebook", "export", identifier, "-o", "out.ipynb")
+
+    [cell] = cells_of(kernelpool.folder / "out.ipynb")
+    assert (cell["source"], cell["outputs"][0]["text"]) == (["print('hi')"], ["hi\n"])
+    assert json.loads(kernelpool("notebook", "export", identifier))["cells"] == [cell]
+    assert b"NoSessionFoundError" in kernelpool("notebook", "export", "nobody-1", "--json", "-o", "x", code=1)
+
+
+def test_ctrl_c_cancels_the_cell_that_runs(kernelpool: Shell, session: Session) -> None:
+    written(kernelpool.folder, "slow.ipynb", "import time; time.sleep(60)", "2")
+    session.run("1")
+    process = kernelpool.start("notebook", "run", "slow.ipynb", "-o", "out.ipynb", "-s", session.identifier)
+    until(lambda: session.request("GET", "/executions").json()["value"][-1]["origin"] == "notebook")
+
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 130
+    assert is_free(session)
+    assert not (kernelpool.folder / "out.ipynb").exists()
+
+
+def test_a_notebook_needs_no_gateway(alone: Shell) -> None:
+    written(alone.folder, "in.ipynb", "6 * 7")
+
+    alone("notebook", "run", "in.ipynb", "-o", "out.ipynb")
+
+    assert cells_of(alone.folder / "out.ipynb")[0]["outputs"][0]["data"]["text/plain"] == ["42"]
+
+
 COMMANDS = {
     "run": ["FILE", "--timeout", "--output", "--pool", "--url", "--token", "--profile", "--json", "sandbox"],
     "exec": ["CODE", "--session", "--file", "--timeout", "--output", "--json", "KERNELPOOL_URL"],
@@ -287,6 +352,8 @@ COMMANDS = {
     "files put": ["SOURCE", "NAME", "stdin"],
     "files get": ["NAME", "TO", "stdout"],
     "files rm": ["NAME..."],
+    "notebook run": ["IN.ipynb", "--output", "--parameter", "--allow-errors", "--cell-timeout", "--session", "--json"],
+    "notebook export": ["SESSION", "--output"],
     "pools list": ["--json"],
     "pools show": ["NAME"],
     "pools create": ["SETTING=VALUE", "limits.memory=4Gi", "--file"],

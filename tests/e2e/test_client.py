@@ -18,6 +18,8 @@ import pytest
 
 from kernelpool.client import (
     AsyncClient,
+    CellOutput,
+    CellState,
     Client,
     ConnectionBroken,
     Done,
@@ -151,6 +153,54 @@ async def test_what_may_have_arrived_before_a_break_does_not_run_twice(gateway: 
 
         assert proxy.received.count(b"POST ") == 4
     assert (first.result, second.result) == (1, 1)
+
+
+COUNT_RUNS = "runs = globals().get('runs', 0) + 1"
+NOTEBOOK: dict[str, Any] = {
+    "nbformat": 4,
+    "nbformat_minor": 5,
+    "metadata": {},
+    "cells": [
+        {"cell_type": "code", "id": id, "metadata": {}, "source": source, "outputs": [], "execution_count": None}
+        for id, source in [
+            ("a", COUNT_RUNS),
+            ("b", "print('tick'); runs * n"),
+            ("c", "1 / 0"),
+        ]
+    ],
+}
+
+
+async def test_a_notebook_is_run_and_what_its_session_ran_is_a_notebook_again(session: Any) -> None:
+    heard: list[Any] = []
+
+    done = await session.run_notebook(NOTEBOOK, parameters={"n": 2}, cell_timeout=30, on_cell=heard.append)
+
+    assert (done.ok, done.executed, done.cell, done.cause) == (False, 4, "c", "raised")
+    assert done.message == "ZeroDivisionError: division by zero"
+    assert [cell["id"] for cell in done.notebook["cells"]][1:] == ["a", "b", "c"]
+    assert done.notebook["cells"][2]["outputs"][1]["data"]["text/plain"] == "2"
+    states = [(each.index, each.state) for each in heard if isinstance(each, CellState) and each.state != "queued"]
+    assert states == [(n, state) for n in range(4) for state in ("running", "failed" if n == 3 else "succeeded")]
+    shown: Any = next(each.event for each in heard if isinstance(each, CellOutput))
+    assert shown.output.text == "tick\n"
+    assert [cell["source"] for cell in (await session.notebook())["cells"]][1] == COUNT_RUNS
+    assert [(each.origin, each.cell) for each in await session.executions()][1:] == [
+        ("notebook", cell) for cell in "abc"
+    ]
+    with pytest.raises(InvalidRequest, match="nbformat 3 or 4"):
+        await session.run_notebook({"cells": []})
+
+
+async def test_a_run_of_a_notebook_that_breaks_is_taken_up_and_runs_nothing_twice(
+    gateway: Gateway, connect: Connect
+) -> None:
+    async with cutting(gateway.port, at=b"tick") as proxy, connect(proxy.url) as client:
+        async with client.pool("python").session() as session:
+            done = await session.run_notebook(NOTEBOOK, parameters={"n": 1})
+
+        assert proxy.left == 0
+    assert done.notebook["cells"][2]["outputs"][1]["data"]["text/plain"] == "1"
 
 
 async def test_without_retries_a_break_is_told(gateway: Gateway, connect: Connect) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import requests
+import websocket
 
 from tests.e2e import gateways
 from tests.e2e.collector import Collector, attributes
 from tests.e2e.conftest import Make
 from tests.e2e.gateways import Gateway, Session, sandbox_processes, until
+from tests.e2e.jupyter import Client
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLER = "b7ad6b7169203331"
@@ -133,11 +135,30 @@ def live_through_everything(session: Session) -> None:
     other.request("GET", "/files")
     session.request("DELETE", "/session")
     session.request("DELETE", "/session")
+    live_as_a_jupyter_client(session)
     # A sandbox that dies at once: what is told of it, and of the call that it took along.
     session.run(f"{CODE} = 3")
     for pid in sandbox_processes(session.sandbox):
         os.kill(pid, 9)
     session.request("POST", "/executions", json={"code": CODE})
+
+
+def live_as_a_jupyter_client(session: Session) -> None:
+    """With tokens, right and wrong ones, in all places where such clients have them."""
+    root = f"http://127.0.0.1:{session.gateway.port}"
+    body = {"env": {"KERNEL_KERNELPOOL_IDENTIFIER": IDENTIFIER}}
+    kernel = requests.post(f"{root}/k/{gateways.TOKEN}/api/kernels", json=body, timeout=60).json()
+    channels = f"/api/kernels/{kernel['id']}/channels"
+    for path in (f"/k/{gateways.TOKEN}{channels}?x", f"{channels}?token={gateways.TOKEN}"):
+        client = Client(websocket.create_connection(root.replace("http", "ws") + path, timeout=60))
+        client.run(f"{CODE} = 5")
+        client.run(f"raise ValueError('{CODE}')")
+        client.socket.send(CONTENT)
+        client.socket.close()
+    for path in (f"/k/{BAD_TOKEN}{channels}", f"{channels}?token={BAD_TOKEN}", f"/k/{gateways.TOKEN}/nowhere"):
+        requests.get(root + path, timeout=60)
+    requests.post(f"{root}/api/sessions?token={gateways.TOKEN}", json={"path": CONTENT, "kernel": kernel}, timeout=60)
+    requests.get(f"{root}/k/{gateways.TOKEN}/api/me", timeout=60)
 
 
 def test_no_canary_is_found_in_anything_that_is_kept(watched: Watched) -> None:
@@ -155,7 +176,7 @@ def test_no_canary_is_found_in_anything_that_is_kept(watched: Watched) -> None:
     told["spans"] = "\n".join(map(str, watched.collector.spans))
 
     assert len(processes) > 1
-    assert [line["outcome"] for line in watched.audited()].count("Unauthorized") == 1
+    assert [line["outcome"] for line in watched.audited()].count("Unauthorized") == 4
     assert '"level": "debug"' in told["log"]
     assert len(watched.collector.spans) > 20
     found = [(canary, where) for where, text in told.items() for canary in CANARIES if canary in text]

@@ -27,7 +27,7 @@ def test_kill_9_of_the_gateway_under_load_loses_nothing(make_gateway: Make) -> N
     until(lambda: all("begun" in session.names() for session in sessions[1:]))
     gateway.wait_warm()
     sandboxes = [session.sandbox for session in sessions]
-    everything = _sandboxes(gateway)
+    everything = sandboxes_of(gateway)
 
     gateway.kill()
     assert all(join() for join in waiting)
@@ -42,10 +42,10 @@ def test_kill_9_of_the_gateway_under_load_loses_nothing(make_gateway: Make) -> N
     assert sessions[0].poll("running")["result"]["stdout"] == "ran on\n"
     assert all(session.run("1")["result"]["stateLost"]["before"] is None for session in sessions)
     assert all(session.value("y") == 1 for session in sessions)  # a call whose gateway died ran on, too
-    assert everything <= _sandboxes(gateway)  # ready ones were taken over, not thrown away
+    assert everything <= sandboxes_of(gateway)  # ready ones were taken over, not thrown away
     gateway.wait_warm()
     pool = gateway.pool()
-    assert len(_sandboxes(gateway)) == pool["ready"] + pool["sessions"]  # and nothing lives that nobody knows
+    assert len(sandboxes_of(gateway)) == pool["ready"] + pool["sessions"]  # and nothing lives that nobody knows
 
 
 def test_sessions_that_die_while_no_gateway_runs_are_told_of(make_gateway: Make) -> None:
@@ -63,7 +63,7 @@ def test_sessions_that_die_while_no_gateway_runs_are_told_of(make_gateway: Make)
 
     assert (answer["executionResult"], session.sandbox != lost) == (False, True)
     assert answer["stateLost"]["before"]
-    assert lost not in _sandboxes(gateway)
+    assert lost not in sandboxes_of(gateway)
 
 
 def test_sigterm_answers_those_who_wait_and_keeps_sessions(make_gateway: Make) -> None:
@@ -124,11 +124,11 @@ def test_a_hundred_first_requests_with_one_identifier_make_one_session(gateway: 
 def test_a_ready_sandbox_that_dies_is_replaced_and_never_handed_out(make_gateway: Make) -> None:
     gateway = make_gateway(ready=1, max_sessions=3)
     gateway.wait_warm()
-    (dead,) = _sandboxes(gateway)
+    (dead,) = sandboxes_of(gateway)
 
     for pid in sandbox_processes(dead):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: dead not in _sandboxes(gateway) and gateway.pool()["ready"] == 1)
+    until(lambda: dead not in sandboxes_of(gateway) and gateway.pool()["ready"] == 1)
     session = gateway.session("fresh-one")
 
     assert session.value("1") == 1
@@ -145,7 +145,7 @@ def test_a_deleted_session_leaves_no_process(gateway: Gateway, session: Session)
     assert session.delete() == 404
 
 
-def _sandboxes(gateway: Gateway) -> set[str]:
+def sandboxes_of(gateway: Gateway) -> set[str]:
     return {path.name.partition(".")[0] for path in Path(gateway.state).glob("*/sandboxes/*")}
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kernelpool.backends.base import SandboxSpec
-from kernelpool.backends.docker.doctor import compare, engine_findings, start_finding
+from kernelpool.backends.docker.doctor import compare, engine_findings, start_finding, way_findings
 from kernelpool.backends.docker.engine import is_gvisor, runtimes
+from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.backends.probe import ADDRESSES, CALLS, SOCKETS
 from kernelpool.errors import InvalidRequest, StartFailed
 from kernelpool.pool.settings import PoolSettings, sandbox_spec
@@ -159,3 +160,23 @@ def test_gpus_that_are_not_there_are_a_wrong_setting() -> None:
 
     with pytest.raises(InvalidRequest, match="gpus"):
         start_finding(error, replace(spec(), gpus=2))
+
+
+@pytest.mark.parametrize("host", ["unix:///var/run/docker.sock", "tcp://127.0.0.1:2375", "tcp://[::1]:2375"])
+def test_the_way_to_an_engine_on_this_machine_is_nobodys_business(host: str) -> None:
+    assert way_findings(DockerSettings(host=host)) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "seen"),
+    [
+        ({"tls_verify": True}, "TLS"),
+        ({"cert_path": "/etc/engine"}, "TLS, unverified"),
+        ({}, "no TLS"),
+    ],
+)
+def test_a_way_to_an_engine_that_others_may_listen_on_is_told(settings: dict[str, Any], seen: str) -> None:
+    [finding] = way_findings(DockerSettings(host="tcp://engine.example:2376", **settings))
+
+    assert (finding.seen, finding.holds, finding.essential) == (seen, seen == "TLS", False)
+    assert bool(finding.remedy) != finding.holds

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernelpool.agent.history import History
-from kernelpool.agent.run import OVERHEAD, Run
+from kernelpool.agent.run import KEPT_CODE, OVERHEAD, Run
 from kernelpool.errors import Conflict, ExecutionNotFound
-from kernelpool.models import EndCause, ExecuteRequest, ExecutionState
+from kernelpool.models import Cell, EndCause, ExecuteRequest, ExecutionState
 from kernelpool.protocol.messages import Message
 
 BUDGET = 1 << 20
@@ -55,23 +55,61 @@ async def test_output_after_the_end_counts_too(history: History, forgotten: list
     assert forgotten == ["0", "1", "2", "3", "4"]
 
 
-async def test_code_counts_until_it_is_sent_and_is_not_kept(history: History) -> None:
-    run = submit(history, "a", "x" * 500_000)
-    assert history.memory > 500_000
+async def test_code_is_kept_and_counts_for_what_it_takes(history: History) -> None:
+    run = submit(history, "a", "\U0001f40d" * 100_000)
+    run.take_code()
+    run.start(None)
+    end(run)
 
-    assert run.take_code() == "x" * 500_000
+    assert history.memory > 400_000
+    assert run.keep(outputs=False).code == "\U0001f40d" * 100_000
+
+
+async def test_long_code_counts_until_it_is_sent_and_is_not_kept(history: History) -> None:
+    run = submit(history, "a", "x" * (KEPT_CODE + 1))
+    assert history.memory > KEPT_CODE
+
+    assert run.take_code() == "x" * (KEPT_CODE + 1)
     run.start(None)
     assert history.memory < 2 * OVERHEAD
 
-    assert run.take_code() == ""
+    assert run.keep(outputs=False).code is None
 
 
-async def test_code_that_was_canceled_before_it_began_is_not_kept(history: History) -> None:
-    run = submit(history, "a", "x" * 500_000)
+async def test_long_code_that_was_canceled_before_it_began_is_not_kept(history: History) -> None:
+    run = submit(history, "a", "x" * (KEPT_CODE + 1))
 
     run.finish(ExecutionState.CANCELED, EndCause.CANCELED, None)
 
     assert history.memory < 2 * OVERHEAD
+
+
+async def test_a_cells_metadata_counts_for_what_it_takes(history: History) -> None:
+    run = Run(ExecuteRequest("a", "1", 1, cell=Cell("c", {"x": [[]] * 3000})), BUDGET, None, history.weigh)
+    history.add(run)
+
+    assert history.memory > 300_000
+
+
+async def test_the_list_says_by_numbers_what_is_no_longer_kept(history: History) -> None:
+    runs = [submit(history, id) for id in ("a", "b", "c")]
+    end(runs[1])
+    say(runs[1], BUDGET)
+
+    assert [(run.number, run.id) for run in history.after(0)] == [(1, "a"), (3, "c")]
+    assert [run.id for run in history.after(1)] == ["c"]
+    assert history.count == 3
+
+
+async def test_a_slow_reader_of_the_list_holds_nothing_that_was_forgotten(history: History) -> None:
+    runs = [submit(history, id) for id in ("a", "b", "c")]
+    listed = history.after(0)
+    assert next(listed) is runs[0]
+
+    end(runs[1])
+    say(runs[1], BUDGET)
+
+    assert next(listed) is runs[2]
 
 
 async def test_names_of_files_count(history: History) -> None:

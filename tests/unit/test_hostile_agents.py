@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
+import hashlib
 import json
 import resource
 import tracemalloc
@@ -18,22 +20,26 @@ from kernelpool.agents import HttpAgent
 from kernelpool.agents.answers import MAX_PARTS, count_parts, translated
 from kernelpool.backends.base import UnixAddress
 from kernelpool.errors import AgentFault, BackendUnavailable, Conflict, ExecutionNotFound, KernelpoolError, SandboxLost
-from kernelpool.models import Activation, ExecuteRequest, WorkspacePath
+from kernelpool.models import Activation, ExecuteRequest, KeptExecution, WorkspacePath
 
 Respond = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEADERS = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 STATUS = {"ready": True, "activated": True, "running": 0, "queued": 0, "idle_seconds": 0.0}
 EXECUTION = {"id": "mine", "state": "succeeded", "created_at": 1.0}
+OUTPUT = {"type": "stream", "name": "stdout", "text": "x"}
 FILE = {"path": "a", "is_directory": False, "size": 1, "modified_at": 1.0}
 ROOT = WorkspacePath.parse("")
 
 
 @asynccontextmanager
-async def agent_that(respond: Respond, folder: Path, **limits: float) -> AsyncIterator[HttpAgent]:
+async def agent_that(
+    respond: Respond, folder: Path, *, reads_head: bool = True, **limits: float
+) -> AsyncIterator[HttpAgent]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await reader.readuntil(b"\r\n\r\n")
+                if reads_head:
+                    await reader.readuntil(b"\r\n\r\n")
                 await respond(reader, writer)
         finally:
             writer.transport.abort()
@@ -69,6 +75,10 @@ def calls(agent: HttpAgent) -> dict[str, Callable[[], Awaitable[object]]]:
         async for _ in agent.events("mine"):
             pass
 
+    async def executions() -> None:
+        async for _ in agent.executions(3, limit=1):
+            pass
+
     async def read() -> None:
         async with agent.read_file(WorkspacePath.parse("a")) as content:
             async for _ in content.chunks:
@@ -84,7 +94,11 @@ def calls(agent: HttpAgent) -> dict[str, Callable[[], Awaitable[object]]]:
         "submit": lambda: agent.submit(request),
         "execution": lambda: agent.execution("mine"),
         "cancel": lambda: agent.cancel("mine"),
+        "kernel": agent.kernel,
+        "interrupt": agent.interrupt,
+        "restart": agent.restart,
         "events": events,
+        "executions": executions,
         "list_files": lambda: agent.list_files(ROOT),
         "file_info": lambda: agent.file_info(ROOT),
         "read_file": read,
@@ -95,12 +109,13 @@ def calls(agent: HttpAgent) -> dict[str, Callable[[], Awaitable[object]]]:
 
 CODES = ["Conflict", "ExecutionNotFound", "FileNotFound", "Unauthorized", "SessionsCountExceedsLimit", "NoSuchThing"]
 ALLOWED = {
-    "activate": {"Conflict"},
+    **{name: {"Conflict"} for name in ("activate", "kernel", "interrupt", "restart")},
     "execute": {"Conflict"},
     "submit": {"Conflict"},
     "execution": {"Conflict", "ExecutionNotFound"},
     "cancel": {"Conflict", "ExecutionNotFound"},
     "events": {"Conflict", "ExecutionNotFound"},
+    "executions": {"Conflict"},
     **{name: {"Conflict", "FileNotFound"} for name in ("list_files", "file_info", "read_file", "write_file")},
     "delete_file": {"Conflict", "FileNotFound"},
 }
@@ -129,6 +144,15 @@ async def test_a_call_raises_only_what_it_says(tmp_path: Path, code: str) -> Non
         ("events", {"seq": 0, "kind": "output", "data": {"text": 1}}),
         ("events", {"seq": 0, "kind": "done", "data": {"execution": EXECUTION | {"id": "another"}}}),
         ("events", {"seq": 0, "kind": "done", "data": {}}),
+        ("kernel", {"execution_state": "fine", "last_activity": 1.0}),
+        ("kernel", {"execution_state": "idle", "last_activity": 1e300}),
+        ("restart", {"execution_state": "idle", "last_activity": 1.0, "connections": -1}),
+        ("executions", {"number": 3, "code": "", "execution": EXECUTION}),
+        ("executions", {"number": 4, "code": "", "execution": EXECUTION | {"id": "a/b"}}),
+        ("executions", {"number": 4, "code": "", "execution": EXECUTION, "cell": {"id": "a/b"}}),
+        ("executions", {"number": 4, "code": 1, "execution": EXECUTION}),
+        ("executions", {"number": 4, "code": "", "execution": EXECUTION | {"outputs": [OUTPUT]}}),
+        ("executions", {"count": -1}),
         ("list_files", {"files": [FILE | {"path": "/etc/passwd"}]}),
         ("list_files", {"files": [FILE | {"size": -1}]}),
         ("file_info", FILE | {"path": "a\r\nb"}),
@@ -309,3 +333,72 @@ async def test_an_unknown_execution_is_told_as_such(tmp_path: Path) -> None:
     async with agent_that(saying(refusal, "404 Not Found"), tmp_path) as agent:
         with pytest.raises(ExecutionNotFound, match="none"):
             await agent.execution("mine")
+
+
+async def test_a_list_of_executions_ends_where_it_was_to_end(tmp_path: Path) -> None:
+    lines = [{"number": number, "code": "", "execution": EXECUTION} for number in (4, 5)]
+    body = b"".join(json.dumps(line).encode() + b"\n" for line in [*lines, {"count": 5}])
+    async with agent_that(saying(body), tmp_path) as agent:
+        listed = agent.executions(3, limit=1)
+        assert isinstance(await anext(listed), KeptExecution)
+        with pytest.raises(AgentFault):
+            await anext(listed)
+
+
+async def test_a_list_of_executions_that_breaks_off_is_no_list(tmp_path: Path) -> None:
+    body = json.dumps({"number": 1, "code": "", "execution": EXECUTION}).encode() + b"\n"
+    async with agent_that(saying(body), tmp_path) as agent:
+        with pytest.raises(SandboxLost):
+            _ = [item async for item in agent.executions()]
+
+
+def upgraded(*frames: bytes) -> Respond:
+    """Agrees to become a WebSocket and sends these bytes."""
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        key = next(line.split(": ")[1] for line in head.splitlines() if line.lower().startswith("sec-websocket-key"))
+        digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+        accept = base64.b64encode(digest).decode()
+        writer.write(
+            f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+        )
+        writer.write(b"".join(frames))
+        await writer.drain()
+        await reader.read()
+
+    return respond
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"\x82\x03abc",  # binary, and no message
+        b"\x81\x02hi",  # text, of which an agent has none
+        b"\x82\x7f" + (2**40).to_bytes(8, "big"),  # a terabyte
+        b"\x8f\x00",  # no such opcode
+        b"\xc2\x00",  # a reserved bit
+    ],
+)
+async def test_what_is_no_frame_of_a_kernel_is_a_fault(tmp_path: Path, frame: bytes) -> None:
+    async with agent_that(upgraded(frame), tmp_path, reads_head=False) as agent, agent.channels("s") as channels:
+        with pytest.raises(AgentFault):
+            async for _ in channels:
+                pass
+
+
+async def test_channels_that_break_are_a_lost_sandbox(tmp_path: Path) -> None:
+    closed = b"\x88\x02\x03\xe8"
+    async with agent_that(upgraded(closed), tmp_path, reads_head=False) as agent, agent.channels("s") as channels:
+        with pytest.raises(SandboxLost):
+            async for _ in channels:
+                pass
+
+
+@pytest.mark.parametrize("status", ["200 OK", "418 I'm a teapot", "302 Found"])
+async def test_an_upgrade_that_is_none_is_a_fault(tmp_path: Path, status: str) -> None:
+    async with agent_that(saying(b"x", status), tmp_path) as agent:
+        with pytest.raises(AgentFault):
+            async with agent.channels("s"):
+                pass

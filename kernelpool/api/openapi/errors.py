@@ -39,8 +39,11 @@ SCHEMAS: Mapping[str, Json] = {
                     "remedy": text("What to do."),
                 },
                 optional=["remedy"],
-            )
+            ),
+            "message": text("The same, where Jupyter's clients read it; only on their surface."),
+            "reason": text("The code, likewise."),
         },
+        optional=["message", "reason"],
         description="How every error is told but two.",
     ),
     "FullPool": object_of(

@@ -11,13 +11,14 @@ from kernelpool.api.openapi.operation import (
     answer,
     array_of,
     at_both_bases,
+    json_answer,
     link,
     object_of,
     ref,
     text,
 )
 from kernelpool.api.openapi.shared import FINDS, SAME_SESSION, SESSION_HEADERS, USES, VERSION_HEADERS, also
-from kernelpool.models import EndCause, ExecutionState
+from kernelpool.models import EndCause, ExecutionState, Origin
 
 _MIME_BUNDLE = {"type": "object", "description": "Representations by MIME type; binary ones are base64."}
 _FILES = array_of({"type": "string"}) | {"description": "Workspace files that it was saved to."}
@@ -130,6 +131,34 @@ SCHEMAS: dict[str, Json] = {
     },
 }
 
+_NULLABLE_TIME = {"type": ["string", "null"], "format": "date-time"}
+_PAGE = object_of(
+    {
+        "value": array_of(
+            object_of(
+                {
+                    "id": text(),
+                    "number": {"type": "integer", "minimum": 1},
+                    "origin": text("By which door it came.", enum=[origin.value for origin in Origin]),
+                    "status": {"enum": sorted(set(MODERN_STATUS.values()))},
+                    "code": _NULLABLE_TEXT | {"description": "Null when it was too long to be kept."},
+                    "cell": _NULLABLE_TEXT | {"description": "The id of the notebook's cell that it stands in."},
+                    "executionCount": {"type": ["integer", "null"]},
+                    "createdAt": _NULLABLE_TIME,
+                    "startedAt": _NULLABLE_TIME,
+                    "finishedAt": _NULLABLE_TIME,
+                    "executionTimeInMilliseconds": _COUNT,
+                    "cause": _RESULT["cause"],
+                    "message": _RESULT["message"],
+                }
+            )
+        ),
+        "count": _COUNT | {"description": "All that it ever ran. On the last page."},
+        "nextLink": text("Where the next page is, when there may be one.", format="uri"),
+    },
+    optional=["count", "nextLink"],
+)
+
 # As tolerant as `bodies` is: numbers may come as text, null is as good as nothing.
 _NUMBER = {"type": ["number", "string", "null"], "pattern": r"^[0-9]+(\.[0-9]+)?$"}
 _OPTIONAL_FLAG = {"type": ["boolean", "null"]}
@@ -213,6 +242,14 @@ SURFACE = Surface(
                 "Run code",
                 _answered("Execution", _SUBMITTED, links=_LINKS),
                 _body("code", wrapped=False),
+            ),
+            f"GET {POOL}/executions": Operation(
+                "listExecutions",
+                "What the session ran, whoever asked for it",
+                {200: json_answer("A page of it, the oldest first, without outputs.", _PAGE, SESSION_HEADERS)},
+                "`number` counts all that the session ever ran: what is missing is kept no longer.",
+                also("after"),
+                errors=FINDS,
             ),
             f"GET {POOL}/executions/{{execution}}": Operation(
                 "getExecution",

@@ -20,6 +20,14 @@ PATH_PARAMETERS: dict[str, Json] = {
     "execution": parameter(
         "execution", text(), "The execution's `id`.", "path", required=True, example="example-execution"
     ),
+    "kernel": parameter(
+        "kernel", text(), "The kernel's `id`.", "path", required=True, example="00000000-0000-0000-0000-000000000000"
+    ),
+    "session": parameter(
+        "session", text(), "The session's `id`.", "path", required=True, example="00000000-0000-0000-0000-000000000000"
+    ),
+    "spec": parameter("spec", text(), "A pool's name.", "path", required=True, example="python"),
+    "logo": parameter("logo", text(), "Its file.", "path", required=True, example="logo-svg.svg"),
     "tail": parameter("tail", text(), "A path of the container's.", "path", required=True, example="health"),
     "name": parameter(
         "name",
@@ -50,6 +58,9 @@ PARAMETERS: dict[str, Json] = {
     "path": parameter("path", text(), "A directory of the workspace, `/mnt/data` without it."),
     "skip": parameter(
         "skip", {"type": "integer", "minimum": 0, "maximum": 2**31}, "How many to leave out; a page has 300."
+    ),
+    "after": parameter(
+        "after", {"type": "integer", "minimum": 0, "maximum": 2**31}, "The `number` of the last one of the page before."
     ),
     "range": parameter("Range", text(), "`bytes=<first>-<last>`, or a part of that.", "header"),
     "operationId": parameter(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from kernelpool.backends.base import SandboxSpec
-from kernelpool.backends.bwrap_argv import ENVIRONMENT, PROGRAM, PYTHON, SANDBOX_UID
+from kernelpool.backends.bwrap_argv import ENVIRONMENT, SANDBOX_UID
 from kernelpool.models import WORKSPACE, Limits
 
 SHARED: Final = "/run/kp"
@@ -18,7 +18,9 @@ CONFIG: Final = "config.json"
 """Gone before the sandbox counts as made."""
 
 LISTEN_AND_CONFIG: Final = ("--listen", f"unix:{SHARED}/{SOCKET}", "--config", f"{SHARED}/{CONFIG}")
-AGENT_COMMAND: Final = (PYTHON, "-I", PROGRAM, *LISTEN_AND_CONFIG)
+AGENT_PORT: Final = 61208
+"""On loopback, where no directory is shared with the gateway. Above the ports that Linux gives out by itself."""
+LISTEN_AND_CONFIG_ELSEWHERE: Final = ("--listen", f"tcp:127.0.0.1:{AGENT_PORT}", "--config", "fd:0")
 
 SHM: Final = 64 << 20
 OOM_SCORE: Final = 500
@@ -52,8 +54,8 @@ class View:
     image: str
     unset: Sequence[str]
     """Environment variables that the image sets and the sandbox does not get."""
-    folder: Path
-    """Of the host, shown at `SHARED`."""
+    folder: Path | None
+    """Of the host, shown at `SHARED`. None where the engine shares none: then the container has an input, once."""
     command: Sequence[str]
     labels: Mapping[str, str]
     seccomp: str
@@ -74,8 +76,9 @@ def container(spec: SandboxSpec, view: View) -> dict[str, Any]:
         "Labels": dict(view.labels),
         "Healthcheck": {"Test": ["NONE"]},
         "StopTimeout": 1,
-        "OpenStdin": False,
-        "AttachStdin": False,
+        "OpenStdin": view.folder is None,
+        "StdinOnce": view.folder is None,
+        "AttachStdin": view.folder is None,
         "AttachStdout": False,
         "AttachStderr": False,
         "Tty": False,
@@ -89,7 +92,7 @@ def container(spec: SandboxSpec, view: View) -> dict[str, Any]:
                 # Compiled wheels that a session installs must load.
                 WORKSPACE: tmpfs(spec.limits.workspace, "exec", f"mode=0700,uid={SANDBOX_UID},gid={SANDBOX_UID}"),
             },
-            "Mounts": [{"Type": "bind", "Source": str(view.folder), "Target": SHARED, "BindOptions": _PRIVATE}],
+            "Mounts": _mounts(view.folder),
             **chosen(spec),
         },
     }
@@ -126,7 +129,10 @@ def hardened(limits: Limits, seccomp: str) -> dict[str, Any]:
     }
 
 
-_PRIVATE: Final = {"Propagation": "rprivate"}
+def _mounts(folder: Path | None) -> list[dict[str, Any]]:
+    if folder is None:
+        return []
+    return [{"Type": "bind", "Source": str(folder), "Target": SHARED, "BindOptions": {"Propagation": "rprivate"}}]
 
 
 def chosen(spec: SandboxSpec) -> dict[str, Any]:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from kernelpool.backends import doctor
 from kernelpool.backends.base import Finding, SandboxSpec
 from kernelpool.backends.bwrap_argv import ENVIRONMENT, PYTHON
 from kernelpool.backends.container import ContainerSpec
-from kernelpool.backends.docker.container import LISTEN_AND_CONFIG, SHARED
+from kernelpool.backends.docker.container import SHARED
 from kernelpool.backends.docker.engine import is_gvisor, runtime_of
+from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.backends.docker.start import Program
 from kernelpool.backends.doctor import GOLDEN, Promise
 from kernelpool.errors import InvalidRequest, StartFailed
 
-PROBE: Final = Program((PYTHON, "-I", f"{SHARED}/probe", *LISTEN_AND_CONFIG), doctor.install_probe)
+PROBE: Final = Program((PYTHON, "-I", f"{SHARED}/probe"), doctor.install_probe)
+
+
+def probe_elsewhere() -> Program:
+    """Where there is no directory to put it into. Blocks."""
+    return Program((PYTHON, "-I", "-c", doctor.probe_as_text()))
+
 
 _ADVISED: Final = (25, 0)
 _NAMES: Final = sorted({*ENVIRONMENT, "HOSTNAME"})
@@ -54,9 +63,12 @@ _REFUSED: Final = frozenset({"EPERM", "ENOSYS", "EAFNOSUPPORT"})
 _UNREACHED: Final = frozenset({"ENETUNREACH", "EHOSTUNREACH"})
 
 
-def compare(seen: Mapping[str, Any], info: Mapping[str, Any], spec: SandboxSpec) -> list[Finding]:
+def compare(seen: Mapping[str, Any], info: Mapping[str, Any], spec: SandboxSpec, *, relays: int = 0) -> list[Finding]:
+    """`relays`: processes of ours in the sandbox, besides its own."""
     gvisor = is_gvisor(info, spec.oci_runtime)
-    return doctor.compare(_plain(seen, spec), _ANY_KERNEL if gvisor else (*_ANY_KERNEL, *_SHARED_KERNEL))
+    plain = _plain(seen, spec)
+    plain["processes"] -= relays
+    return doctor.compare(plain, _ANY_KERNEL if gvisor else (*_ANY_KERNEL, *_SHARED_KERNEL))
 
 
 def _plain(seen: Mapping[str, Any], spec: SandboxSpec) -> dict[str, Any]:
@@ -122,6 +134,24 @@ def engine_findings(info: Mapping[str, Any], oci_runtime: str | None) -> list[Fi
             ),
         ]
     return [*findings, *_limits(info, oci_runtime)]
+
+
+def way_findings(settings: DockerSettings) -> list[Finding]:
+    """Whoever listens on the way to an engine learns what passes, and whoever speaks there is root on its host."""
+    place = urlsplit(settings.host)
+    if place.scheme == "unix" or _is_loopback(place.hostname or ""):
+        return []
+    spoken = "TLS" if settings.tls_verify else "TLS, unverified" if settings.cert_path else "no TLS"
+    return [
+        _advice(
+            "way to the engine",
+            settings.tls_verify,
+            spoken,
+            "nobody can listen or speak on it but the gateway",
+            "Give the engine TLS with client certificates; set docker.tls_verify and docker.cert_path. Without, the "
+            "network between must be nobody else's, such as a WireGuard tunnel.",
+        )
+    ]
 
 
 def _limits(info: Mapping[str, Any], oci_runtime: str | None) -> list[Finding]:
@@ -193,6 +223,13 @@ def ignores_cgroups(info: Mapping[str, Any], oci_runtime: str | None) -> bool:
 
 def _advice(name: str, holds: bool, seen: str, wanted: str, remedy: str) -> Finding:
     return Finding(name, holds, seen, wanted, "" if holds else remedy, essential=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _yes(holds: bool) -> str:

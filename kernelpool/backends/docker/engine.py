@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from docker.errors import APIError, DockerException, TLSParameterError
 from docker.tls import TLSConfig
 
 from kernelpool.backends.docker.settings import DockerSettings
+from kernelpool.backends.docker.streams import Refused, Stream, open_stream
 from kernelpool.errors import BackendUnavailable, StartFailed
 from kernelpool.tasks import finish
 
@@ -87,6 +89,21 @@ class Engine:
             raise RuntimeError("the engine is not entered")
         return await self._in_thread(partial(function, self._client))
 
+    async def stream(self, path: str, body: Mapping[str, Any] | None = None) -> Stream:
+        """What `POST path` becomes: bytes both ways, of an engine on TCP. Raises as `call` does; whoever gets it closes
+        it."""
+        if self._client is None:
+            raise RuntimeError("the engine is not entered")
+        url = f"{self._client.base_url}/v{self._client.api_version}{path}"
+        try:
+            async with asyncio.timeout(self._settings.call_timeout):
+                tls = await self._in_thread(partial(_context, self._settings)) if url.startswith("https:") else None
+                return await open_stream(url, tls, body)
+        except Refused as error:
+            raise EngineError(error.status, error.said) from error
+        except (OSError, TimeoutError, EOFError, ValueError) as error:
+            raise BackendUnavailable("the Docker Engine does not answer") from error
+
     async def _in_thread(self, function: Callable[[], T]) -> T:
         work = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self._threads, _told, function))
         try:
@@ -107,13 +124,22 @@ class Engine:
             tls=_tls(settings) or False,
             max_pool_size=settings.start_concurrency + _THREADS,
         )
-        client.trust_env = False  # the environment's proxies are for the outside
         client.silence = silence
         return client
 
 
 class _Client(APIClient):
     silence: float | None = None
+
+    @property
+    def trust_env(self) -> bool:
+        """The environment's proxies and authorities are for the outside. Asked in the constructor already, which makes
+        a call."""
+        return False
+
+    @trust_env.setter
+    def trust_env(self, value: bool) -> None:
+        pass
 
     def post(self, url: Any, data: Any = None, json: Any = None, **rest: Any) -> requests.Response:
         if rest.get("timeout", 0) is None:
@@ -133,6 +159,18 @@ def _tls(settings: DockerSettings) -> TLSConfig | None:
         )
     except TLSParameterError as error:
         raise StartFailed(f"docker.cert_path: {error}") from error
+
+
+def _context(settings: DockerSettings) -> ssl.SSLContext:
+    """As the `docker` package makes it of the same settings."""
+    folder = settings.cert_path
+    context = ssl.create_default_context(cafile=str(folder / "ca.pem") if folder else None)
+    if folder:
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    if not settings.tls_verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _told(function: Callable[[], T]) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from kernelpool.backends.base import UnixAddress
 from kernelpool.backends.docker.folders import Record
@@ -19,9 +18,9 @@ Erase = Callable[["DockerSandbox"], Awaitable[None]]
 class DockerSandbox:
     """Made by the backend, which erases it and tells it of its death."""
 
-    def __init__(self, record: Record, socket: Path, erase: Erase) -> None:
+    def __init__(self, record: Record, address: UnixAddress, erase: Erase) -> None:
         self._record = record
-        self._socket = socket
+        self._address = address
         self._erase = erase
         self._dead: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._destroying: asyncio.Task[None] | None = None
@@ -51,7 +50,7 @@ class DockerSandbox:
 
     @property
     def address(self) -> UnixAddress:
-        return UnixAddress(str(self._socket))
+        return self._address
 
     @property
     def secret(self) -> str:

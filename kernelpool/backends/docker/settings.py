@@ -16,14 +16,15 @@ class DockerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     host: str = DEFAULT_HOST
-    """The engine's address, `unix://` or `tcp://`. Without it, what `DOCKER_HOST` says."""
+    """The engine's address, `unix://` or `tcp://`, on another machine too. Without it, what `DOCKER_HOST` says."""
     tls_verify: bool = False
     """Speak TLS to a `tcp://` engine and check its certificate, as `DOCKER_TLS_VERIFY` does."""
     cert_path: Path | None = None
     """Directory with `ca.pem`, `cert.pem` and `key.pem`, as in `DOCKER_CERT_PATH`."""
     run_dir: Path | None = None
     """Directory for the sockets of agents, by default `docker/run` in the state directory. The engine must know it by
-    the same path: with the gateway in a container, mount it there at the path that it has on the host."""
+    the same path: with the gateway in a container, mount it there at the path that it has on the host. An engine at a
+    `tcp://` address shares it only if it is named; otherwise sandboxes are reached through the engine."""
     base_image: str = Field("", max_length=512)
     """Image with Python that images of runtimes are built from, by default the official slim one."""
     start_concurrency: int = Field(4, ge=1, le=64)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from kernelpool.backends.base import SandboxSpec
-from kernelpool.backends.docker.container import AGENT_COMMAND, View, container
+from kernelpool.backends.bwrap_argv import PROGRAM, PYTHON
+from kernelpool.backends.docker.container import LISTEN_AND_CONFIG, View, container
 from kernelpool.backends.docker.engine import Engine
 from kernelpool.backends.docker.folders import Folders, Record
 from kernelpool.backends.docker.image import Image
@@ -49,9 +50,10 @@ OpenDoor = Callable[[DockerSandbox], Awaitable[None]]
 class Program:
     """What runs in a sandbox: the image's agent, or the doctor's probe in its place."""
 
-    command: Sequence[str] = AGENT_COMMAND
+    argv: Sequence[str] = (PYTHON, "-I", PROGRAM)
+    """What comes after it says where it listens, and where its configuration is."""
     install: Callable[[Path], object] = _nothing
-    """Puts into the sandbox's directory what the command needs there."""
+    """Puts into the sandbox's directory what `argv` needs there."""
 
 
 AGENT: Final = Program()
@@ -107,7 +109,7 @@ class Start:
             image=self._shown.image.id,
             unset=self._shown.variables,
             folder=folder,
-            command=self._program.command,
+            command=(*self._program.argv, *LISTEN_AND_CONFIG),
             labels=labels(self._folders.tag, self._spec),
             seccomp=json.dumps(oci_profile()),
         )
@@ -138,6 +140,11 @@ async def listening(sandbox: DockerSandbox, path: Path | None = None) -> None:
         else:
             writer.close()
             return
+    raise await ended(sandbox)
+
+
+async def ended(sandbox: DockerSandbox) -> StartFailed:
+    """Of one that is dead, or about to be."""
     failure = StartFailed("a sandbox ended while it started")
     failure.add_note(await sandbox.wait_dead())
-    raise failure
+    return failure

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from traitlets import Type
 
 from . import figures
 from .streams import Streams
+from .subshells import in_main_thread
 
 SHELL = shutil.which("bash", path=os.defpath) or "/bin/sh"
 
@@ -52,6 +54,13 @@ class NoOutputs(dict[int, list[Any]]):
         return []
 
 
+def _trigger(trigger: Callable[..., None], event: str, *args: Any, **kwargs: Any) -> None:
+    """What is done at the end of a cell (matplotlib has a part of its own in it) is not done at that of a look from a
+    subshell: open figures may be of a cell that is still drawing."""
+    if in_main_thread() or event != "post_execute":
+        trigger(event, *args, **kwargs)
+
+
 # Libraries look for "ZMQ" in the name of the class to know that they are in a kernel.
 class ZMQSessionShell(ZMQInteractiveShell):
     displayhook_class = Type(DisplayHook)
@@ -60,6 +69,7 @@ class ZMQSessionShell(ZMQInteractiveShell):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.events.register("post_execute", partial(figures.show_open_figures, self))
+        self.events.trigger = partial(_trigger, self.events.trigger)
         self.history_manager.outputs = NoOutputs()
 
     def _tee(self, channel: str) -> Any:

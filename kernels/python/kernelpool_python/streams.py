@@ -21,6 +21,7 @@ from typing import Any
 from ipykernel.iostream import OutStream
 
 from .iopub import EventfdIOPubThread
+from .subshells import in_main_thread
 
 READ_SIZE = 1 << 16
 PIPE_SIZE = 1 << 20
@@ -200,6 +201,9 @@ class Streams:
     @contextmanager
     def kernels(self) -> Iterator[None]:
         """Kernel code runs inside: it flushes `sys.stdout`, which the user may have replaced by anything."""
+        if not in_main_thread():
+            yield
+            return
         before = self.stdout.lent
         self._users = (sys.stdout, sys.stderr)
         self._take()
