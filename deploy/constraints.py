@@ -54,8 +54,7 @@ def main() -> None:
     for runtime in load_runtimes(ROOT / "kernels").values():
         renew(runtime.folder / "constraints.txt", [*AGENT_REQUIREMENTS, *runtime.requirements])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    renew(ROOT / "constraints.txt", [*project["dependencies"], *extras["mcp"], *extras["otel"]])
+    renew(ROOT / "constraints.txt", [*project["dependencies"], *project["optional-dependencies"]["otel"]])
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ ROOMS = [
     "telemetry",
     "egress",
     "protocol",
-    "wire",
     "agent",
     "backends",
     "agents",
@@ -52,7 +51,7 @@ ROOMS = [
 
 # Only these rooms may import these packages.
 RESERVED = {
-    "zmq": {"agent", "wire"},
+    "zmq": {"agent"},
     "tornado.web": {"agent", "api"},
     "tornado": {"agent", "api", "server"},
     "aiohttp": {"agents", "auth"},
@@ -63,9 +62,6 @@ RESERVED = {
     "rich": {"cli"},
     "httpx": {"client"},
     "idna": {"egress"},
-    "mcp": {"api", "cli"},
-    "mcp_types": {"api", "cli"},
-    "starlette": set[str](),
     "jupyter_client": set[str](),
     "nbformat": {"notebooks"},
     "ipykernel": set[str](),
@@ -74,7 +70,7 @@ RESERVED = {
 }
 
 # The agent runs in the sandbox, where only these are.
-IN_THE_SANDBOX = {"agent", "wire", "protocol", "models", "errors"}
+IN_THE_SANDBOX = {"agent", "protocol", "models", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Parsed before any test runs: CPython 3.11 fails to when the garbage of other tests is collected meanwhile.

@@ -18,7 +18,7 @@ from kernelpool.api.openapi.operation import (
     text,
 )
 from kernelpool.api.openapi.shared import FINDS, SAME_SESSION, SESSION_HEADERS, USES, VERSION_HEADERS, also
-from kernelpool.models import EndCause, ExecutionState, Kind, Origin
+from kernelpool.models import EndCause, ExecutionState, Origin
 
 _MIME_BUNDLE = {"type": "object", "description": "Representations by MIME type; binary ones are base64."}
 _FILES = array_of({"type": "string"}) | {"description": "Workspace files that it was saved to."}
@@ -76,12 +76,6 @@ _RESULT: dict[str, Json] = {
     "stderr": text("Likewise; after a failure with its message and traceback."),
     "executionTimeInMilliseconds": _COUNT,
     "executionCount": {"type": ["integer", "null"]},
-    "exitCode": {
-        "type": ["integer", "null"],
-        "minimum": 0,
-        "maximum": 255,
-        "description": "Of commands alone: 128 and a signal's number after a signal, null when it was ended before.",
-    },
     "truncated": object_of(
         {"stdout": _COUNT, "stderr": _COUNT, "outputs": _COUNT}, description="Bytes that were left out."
     ),
@@ -96,7 +90,6 @@ _RESULT: dict[str, Json] = {
     "message": _NULLABLE_TEXT | {"description": "A sentence on how it ended."},
     "outputs": array_of(ref("Output")) | {"description": "Everything shown, in order, as in a notebook."},
 }
-_OPTIONAL = ["outputs", "exitCode"]
 _VALUE = ref("Value")
 _LEGACY = {"id": text(), "status": {"enum": sorted(set(LEGACY_STATUS.values()))}}
 
@@ -114,22 +107,19 @@ SCHEMAS: dict[str, Json] = {
             "id": text(),
             "identifier": text("The session."),
             "executionType": {"enum": ["Synchronous", "Asynchronous"]},
-            "status": {
-                "description": "Of a command that has ended its exit code, or -1 when it was ended before.",
-                "anyOf": [{"enum": sorted(set(MODERN_STATUS.values()))}, text() | {"pattern": "^(-1|[0-9]{1,3})$"}],
-            },
+            "status": {"enum": sorted(set(MODERN_STATUS.values()))},
             "result": ref("ExecutionResult"),
             "error": object_of({"code": text(), "message": text()}, description="Why it did not succeed."),
         },
         optional=["result", "error"],
         description="`result` is there once it has ended.",
     ),
-    "ExecutionResult": object_of({**_RESULT, "executionResult": _VALUE}, optional=[*_OPTIONAL, "executionResult"]),
-    "FlatExecution": object_of({**_LEGACY, **_RESULT, "result": _VALUE}, optional=_OPTIONAL),
+    "ExecutionResult": object_of({**_RESULT, "executionResult": _VALUE}, optional=["outputs"]),
+    "FlatExecution": object_of({**_LEGACY, **_RESULT, "result": _VALUE}, optional=["outputs"]),
     "WrappedExecution": object_of(
         {
             "properties": object_of(
-                {**_LEGACY, **_RESULT, "result": _VALUE, "executionResult": _VALUE}, optional=_OPTIONAL
+                {**_LEGACY, **_RESULT, "result": _VALUE, "executionResult": _VALUE}, optional=["outputs"]
             )
         }
     ),
@@ -150,7 +140,6 @@ _PAGE = object_of(
                     "id": text(),
                     "number": {"type": "integer", "minimum": 1},
                     "origin": text("By which door it came.", enum=[origin.value for origin in Origin]),
-                    "kind": text("Code, or a command.", enum=[kind.value for kind in Kind]),
                     "status": {"enum": sorted(set(MODERN_STATUS.values()))},
                     "code": _NULLABLE_TEXT | {"description": "Null when it was too long to be kept."},
                     "cell": _NULLABLE_TEXT | {"description": "The id of the notebook's cell that it stands in."},
@@ -183,30 +172,10 @@ _OPTIONS: dict[str, Json] = {
 }
 
 
-_WITHOUT_NUL = "^[^\\u0000]*$"
-_INPUT: dict[str, Json] = {
-    "stdin": _NULLABLE_TEXT | {"description": "What the command reads; nothing, when it is left out."},
-    "pty": _OPTIONAL_FLAG | {"description": "Whether the command gets a terminal, where both streams are stdout."},
-}
-_COMMANDS: dict[str, Json] = {
-    "shellCommand": text("For `bash -lc`, at most 131,071 bytes.", pattern=_WITHOUT_NUL),
-    "execCommandAndArgs": array_of({"type": "string", "pattern": _WITHOUT_NUL})
-    | {"minItems": 1, "description": "A program and its arguments."},
-}
-
-
 def _body(name: str, *, wrapped: bool) -> Json:
-    """Code, or one of the two kinds of commands, which only the newest shape tells of."""
-    code = object_of(
-        {name: text("Code, or base64 of it as `codeInputType` says. Both are refused by Shell pools."), **_OPTIONS},
-        optional=_OPTIONS,
-    )
-    limits = {option: _OPTIONS[option] for option in ("timeoutInSeconds", "outputStreamsMaxLength")}
-    commands = [
-        object_of({field: schema, **_INPUT, **limits}, optional=[*_INPUT, *limits])
-        for field, schema in _COMMANDS.items()
-    ]
-    schema = object_of({"properties": code}) if wrapped else {"oneOf": [code, *commands]}
+    fields = {name: text("Python code, or base64 of it as `codeInputType` says."), **_OPTIONS}
+    inner = object_of(fields, optional=_OPTIONS)
+    schema = object_of({"properties": inner}) if wrapped else inner
     value: Json = {name: "x = 20\nprint('hello')\nx + 1"}
     return {
         "required": True,
@@ -251,7 +220,7 @@ def _answered(schema: str, headers: Json, *, streams: bool = True, links: Json |
 
 
 def _submit(id: str, summary: str, answers: dict[int, Json], body: Json) -> Operation:
-    parameters = also("operationId", "outputs", "lastEventId", "prefer")
+    parameters = also("operationId", "outputs", "lastEventId")
     return Operation(id, summary, answers, _STREAMING, parameters, body, errors=USES)
 
 
@@ -265,12 +234,12 @@ _STREAMING = "With `Accept: text/event-stream`, Server-Sent Events: each output 
 
 SURFACE = Surface(
     "Executions",
-    "Code, run in a session's one interpreter, in the order in which it came; commands, run beside it.",
+    "Code, run in a session's one interpreter, in the order in which it came.",
     at_both_bases(
         {
             f"POST {POOL}/executions": _submit(
                 "execute",
-                "Run code, or a command",
+                "Run code",
                 _answered("Execution", _SUBMITTED, links=_LINKS),
                 _body("code", wrapped=False),
             ),
