@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	@# Side by side, for half of them mostly wait: those that start nothing, and those that start sandboxes and gateways.
+	@# Side by side, for most of them mostly wait: those of parts, and those of sandboxes and whole gateways.
 	@trap 'kill 0' INT TERM; set -o pipefail; \
 	$(BIN)/pytest -p no:cacheprovider $(ARGS) tests/api tests/unit tests/test_*.py >$(VENV)/side.log 2>&1 & side=$$!; \
 	$(BIN)/pytest $(ARGS) tests/contract tests/e2e | tee $(VENV)/main.log; main=$$?; \

@@ -13,7 +13,7 @@ by itself, whoever's page makes it.
 from __future__ import annotations
 
 import re
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from tornado.httputil import HTTPServerRequest
 
@@ -63,6 +63,8 @@ def _query_tokens(request: HTTPServerRequest) -> list[str]:
     values = request.query_arguments.pop("token", [])
     request.arguments.pop("token", None)
     if values:
-        request.query = "&".join(part for part in request.query.split("&") if part.partition("=")[0] != "token")
+        request.query = "&".join(
+            part for part in request.query.split("&") if unquote_plus(part.partition("=")[0]) != "token"
+        )
         request.uri = request.path + (f"?{request.query}" if request.query else "")
     return [text for value in values if (text := value.decode(errors="replace"))]

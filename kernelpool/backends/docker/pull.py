@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from kernelpool.backends.container import Registry
@@ -22,12 +23,10 @@ async def pull(engine: Engine, name: str, registry: Registry | None = None, *, a
     if registry is not None and registry.username:
         login = {"username": registry.username, "password": registry.password or "", "serveraddress": registry.server}
     stop = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(_pull, engine, name, login, stop))
     try:
-        await asyncio.shield(work)
+        await _apart(lambda: _pull(engine, name, login, stop))
     except asyncio.CancelledError:
-        stop.set()  # the thread is not waited for: it holds nothing, and the engine may be silent for long
-        work.add_done_callback(lambda work: work.exception())
+        stop.set()
         raise
     except EngineError as error:
         raise PrepareFailed(_sentence(name, str(error))) from error
@@ -35,6 +34,29 @@ async def pull(engine: Engine, name: str, registry: Registry | None = None, *, a
         raise PrepareFailed(
             f"the image {name} cannot be fetched: the engine is away, or nothing came of it for {SILENCE:g} s"
         ) from error
+
+
+async def _apart(work: Callable[[], None]) -> None:
+    """In a thread that nobody waits for who leaves, not even the end of the process: it holds nothing, and an engine
+    may be silent for long."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
+        if not done.done():
+            done.set_exception(error) if error else done.set_result(None)
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            work()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="pull", daemon=True).start()
+    await done
 
 
 def _pull(engine: Engine, name: str, login: dict[str, Any] | None, stop: threading.Event) -> None:
