@@ -32,18 +32,20 @@ ARG RUNTIME
 ARG SOURCE_DATE_EPOCH
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
+ARG NPM_CONFIG_REGISTRY
 ENV PYTHONPATH=/src PYTHONDONTWRITEBYTECODE=1
 WORKDIR /src
 COPY kernelpool/__init__.py kernelpool/errors.py kernelpool/models.py kernelpool/runtimes.py kernelpool/
 COPY kernelpool/backends/__init__.py kernelpool/backends/base.py kernelpool/backends/container.py kernelpool/backends/
 COPY kernelpool/backends/tree kernelpool/backends/tree/
 COPY kernelpool/egress/__init__.py kernelpool/egress/policy.py kernelpool/egress/
-COPY kernels/${RUNTIME}/runtime.toml kernels/${RUNTIME}/*.txt kernels/${RUNTIME}/
+COPY kernels/${RUNTIME}/runtime.toml kernels/${RUNTIME}/*.txt kernels/${RUNTIME}/package*.json kernels/${RUNTIME}/
 RUN python3 -m kernelpool.backends.tree.image packages ${RUNTIME} /packages
 
 FROM packages AS program
 ARG RUNTIME
 ARG SOURCE_DATE_EPOCH
+COPY kernelpool/wire.py kernelpool/
 COPY kernelpool/protocol kernelpool/protocol/
 COPY kernelpool/agent kernelpool/agent/
 COPY kernels/${RUNTIME} kernels/${RUNTIME}/
@@ -68,6 +70,8 @@ WORKDIR /mnt/data
 CMD ["/opt/venv/bin/python", "-I", "/opt/kernelpool", "--help"]
 
 FROM runtime AS python
+
+FROM runtime AS shell
 
 FROM ${BASE} AS gateway-packages
 ARG SOURCE_DATE_EPOCH

@@ -25,6 +25,7 @@ from benchmarks.rest import Client, Gateway, new_identifier, running_gateway
 
 STATE = Path(f"/var/tmp/kernelpool-bench-{os.getuid()}")
 READY = 3
+OTHERS = {"node": {"runtime": "node", "ready": 1, "max_sessions": 2}}
 ROUNDS = 10
 CALLS = 20
 CROWD = 1000
@@ -39,7 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     options.state.mkdir(parents=True, exist_ok=True)
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    with running_gateway(options.state, ready=READY, limits={"workspace": "2Gi", "memory": "3Gi"}) as gateway:
+    limits = {"workspace": "2Gi", "memory": "3Gi"}
+    with running_gateway(options.state, OTHERS, ready=READY, limits=limits) as gateway:
         gateway.wait_warm(READY)
         latency(gateway, options.state)
         jupyter(gateway, options.state)
@@ -85,6 +87,8 @@ def latency(gateway: Gateway, state: Path) -> None:
         peer.execute("1")
         client, warm = gateway.client(), new_identifier()
         client.execute(warm, "state = 0")
+        node = gateway.client("node")
+        node.execute(warm, "state = 0")
         gateway.wait_warm(READY)
 
         def rest(number: int) -> object:
@@ -95,7 +99,13 @@ def latency(gateway: Gateway, state: Path) -> None:
             Row("a  our kernel, straight over ZMQ", lambda n: ours.execute(f"state = {n}; state + 1")),
             Row("b  stock ipykernel, straight over ZMQ", lambda n: stock.execute(f"state = {n}; state + 1")),
             Row("c  kernelpool, POST /executions, warm session", rest),
+            Row("n  the same, of a Node.js session", lambda n: node.execute(warm, f"state = {n}; state + 1")),
             Row("e  jupyter-kernel-gateway, WebSocket", lambda n: peer.execute(f"state = {n}; state + 1")),
+            Row(
+                "s  kernelpool, a shell command, warm session",
+                lambda n: client.shell(warm, f"echo $(({n} + 1))").strip(),
+            ),
+            *(_tool_row(client, warm, version) for version in ("2025-11-25", "2026-07-28")),
         ]
         for _ in range(ROUNDS):
             for row in rows:
@@ -110,14 +120,19 @@ def latency(gateway: Gateway, state: Path) -> None:
             first.measure(number)
             gateway.wait_warm(READY)
             again.measure(number)
-    a, b, c, e = rows
+    a, b, c, n, e, shell, *tools = rows
     print("| `1+1` | p50 ms | p99 ms |\n|---|---|---|")
-    for row in (a, b, c, first, again, e):
+    for row in (a, b, c, n, first, again, e, shell, *tools):
         print(f"| {row.name} | {row.p50:.1f} | {row.p99:.1f} |")
     print(
         f"\nc/a {c.p50 / a.p50:.2f} (target: 2) · c-b {c.p50 - b.p50:+.1f} ms (3) · c/e {c.p50 / e.p50:.2f} (0.2) · "
         f"d/c' {first.p50 / again.p50:.2f} (2)\n"
     )
+
+
+def _tool_row(client: Client, identifier: str, version: str) -> Row:
+    name = f"m  kernelpool, MCP tools/call in {version}, warm session"
+    return Row(name, lambda n: client.tool(identifier, f"state = {n}; state + 1", version))
 
 
 # --- throughput

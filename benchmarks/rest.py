@@ -13,13 +13,17 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 TOKEN = "benchmark-token-benchmark"
 API = "api-version=2025-10-02-preview"
+
+
+MODERN = "2026-07-28"
+"""The revision of MCP from which on there is no handshake."""
 
 
 class Client:
@@ -39,6 +43,28 @@ class Client:
         if answer["status"] != "Succeeded":
             raise RuntimeError(str(answer)[:500])
         return answer["result"]["executionResult"]
+
+    def shell(self, identifier: str, command: str, **options: Any) -> str:
+        """What it wrote to stdout, all of it. Raises `RuntimeError` when it did not exit with 0."""
+        body = {"shellCommand": command, "timeoutInSeconds": 60, "outputStreamsMaxLength": 0, **options}
+        answer = json.loads(self.request("POST", "/executions?outputs=false", identifier, json.dumps(body)))
+        if answer["status"] != "0":
+            raise RuntimeError(str(answer)[:500])
+        return str(answer["result"]["stdout"])
+
+    def tool(self, identifier: str, code: str, version: str) -> str:
+        """The result of MCP's `run_code`, in this revision. Raises `RuntimeError` when it did not succeed."""
+        says = {"protocolVersion": version, "clientCapabilities": {}}
+        meta = {f"io.modelcontextprotocol/{name}": value for name, value in says.items()}
+        params = {"name": "run_code", "arguments": {"code": code}, **({"_meta": meta} if version >= MODERN else {})}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        headers = {"Mcp-Protocol-Version": version, "Accept": "application/json, text/event-stream"}
+        if version >= MODERN:
+            headers |= {"Mcp-Method": "tools/call", "Mcp-Name": "run_code"}
+        answer = json.loads(self.request("POST", "/mcp", identifier, json.dumps(message), **headers))
+        if "result" not in answer or answer["result"]["isError"]:
+            raise RuntimeError(str(answer)[:500])
+        return str(answer["result"]["structuredContent"]["result"])
 
     def request(self, method: str, path: str, identifier: str, body: Any = None, **headers: str) -> bytes:
         url = f"/pools/{self._pool}{path}{'&' if '?' in path else '?'}{API}&identifier={quote(identifier)}"
@@ -72,8 +98,8 @@ class Gateway:
         self.port = port
         self._state = state
 
-    def client(self) -> Client:
-        return Client(self.port)
+    def client(self, pool: str = "python") -> Client:
+        return Client(self.port, pool)
 
     def wait_warm(self, ready: int, timeout: float = 300) -> None:
         """Until the pool has so many ready sandboxes again and none is starting."""
@@ -107,15 +133,17 @@ class Gateway:
 
 
 @contextlib.contextmanager
-def running_gateway(state: Path, **pool: Any) -> Iterator[Gateway]:
-    """On a free port, with its sandboxes destroyed at the end. Runtime trees stay in `state` for the next run."""
+def running_gateway(state: Path, others: Mapping[str, dict[str, Any]] | None = None, **pool: Any) -> Iterator[Gateway]:
+    """On a free port, with its sandboxes destroyed at the end. Runtime trees stay in `state` for the next run. `others`
+    are pools besides, by name."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {"ready": 2, "max_sessions": 64, "max_upload": "4Gi", **pool}
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as config:
         config.write(_toml({"port": port, "state_dir": str(state), "stop_sessions": True, "log_level": "error"}))
-        config.write("[pools.python]\n" + _toml(settings))
+        for name, values in {"python": settings, **(others or {})}.items():
+            config.write(f"[pools.{name}]\n" + _toml(values))
         config.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "kernelpool", "serve"],

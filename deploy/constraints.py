@@ -54,7 +54,8 @@ def main() -> None:
     for runtime in load_runtimes(ROOT / "kernels").values():
         renew(runtime.folder / "constraints.txt", [*AGENT_REQUIREMENTS, *runtime.requirements])
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    renew(ROOT / "constraints.txt", [*project["dependencies"], *project["optional-dependencies"]["otel"]])
+    extras = project["optional-dependencies"]
+    renew(ROOT / "constraints.txt", [*project["dependencies"], *extras["mcp"], *extras["otel"]])
 
 
 if __name__ == "__main__":

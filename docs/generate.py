@@ -15,7 +15,7 @@ from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.config import Settings
 from kernelpool.errors import KernelpoolError
 from kernelpool.pool.container import ContainerSettings, ProbeSettings, RegistrySettings
-from kernelpool.pool.settings import LimitSettings, PoolSettings
+from kernelpool.pool.settings import LimitSettings, McpSettings, PoolSettings
 from kernelpool.quotas import QuotaSettings
 from kernelpool.telemetry.metrics import CollectorRegistry, Metrics
 
@@ -36,8 +36,9 @@ def settings_page() -> str:
             "Sizes are numbers of bytes, or text such as `512Mi` or `1Gi`. Times are seconds.",
             "",
             *_table("The gateway", Settings, skip={"pools", "tenants", "oidc", "docker"}),
-            *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits", "container"}),
+            *_table("`[pools.<name>]`", PoolSettings, skip={"name", "limits", "container", "mcp"}),
             *_table("`[pools.<name>.limits]`", LimitSettings),
+            *_table("`[pools.<name>.mcp]`", McpSettings),
             *_table("`[pools.<name>.container]`", ContainerSettings, skip={"probes", "registry"}),
             *_table("`[pools.<name>.container.registry]`", RegistrySettings),
             *_table("`[pools.<name>.container.probes.startup]` and `.liveness`", ProbeSettings, skip=PROBE_KINDS),

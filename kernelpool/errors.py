@@ -168,6 +168,11 @@ class Misdirected(CallerError):
     remedy = "Use a host name that the gateway knows, or ask the operator to add this one to allowed_hosts."
 
 
+class McpServerNotEnabled(CallerError):
+    code = "SessionMCPServerNotEnabled"
+    remedy = "Ask the operator to set `mcp.enabled` of the pool (isMcpServerEnabled, in Azure's words)."
+
+
 class NotFound(CallerError):
     code = "NotFound"
     status = 404
@@ -182,6 +187,11 @@ class PoolNotFound(NotFound):
 class SessionNotFound(NotFound):
     code = "NoSessionFoundError"
     remedy = "Any execution or upload with this identifier makes the session anew."
+
+
+class McpSessionNotFound(NotFound):
+    code = "McpSessionNotFound"
+    remedy = "Send `initialize`, whose answer names a new one."
 
 
 class ExecutionNotFound(NotFound):
@@ -329,6 +339,12 @@ class ContainerSilent(ContainerFault):
     code = "ContainerSilent"
     status = 504
     remedy = "Let the application answer sooner, or piece by piece, or give the pool more `container.silence`."
+
+
+class McpNotInstalled(Fault):
+    code = "McpNotInstalled"
+    status = 501
+    remedy = "Install the gateway with its extra, pip install 'kernelpool[mcp]', and start it again."
 
 
 class StartFailed(Fault):

@@ -53,6 +53,8 @@ class Management:
         self._declared = frozenset(declared)
         self._max_pools = max_pools
         self._audit = audit or Unaudited()
+        self.on_deleted: Callable[[str], Awaitable[None]] = _nobody
+        """Told the name of a pool that is no more, before there can be another one of it."""
         # The mutable state: pools being changed, and those of them that are not there yet.
         self._changing: set[str] = set()
         self._coming: set[str] = set()
@@ -159,6 +161,11 @@ class Management:
         # The file first: a gateway that is killed half-way must not bring the pool back.
         await asyncio.to_thread(self._store.remove, name)
         await self._gateway.close_pool(name)
+        await self.on_deleted(name)
+
+
+async def _nobody(pool: str) -> None:
+    pass
 
 
 def validated(values: Mapping[str, Any]) -> PoolSettings:

@@ -16,6 +16,12 @@ MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4000
 LATEST = 253_402_300_799.0
 """The end of the year 9999 in seconds since the epoch: no date comes after it."""
+MAX_ARGUMENT = (128 << 10) - 1
+"""Bytes of one argument of a program: what Linux lets through (MAX_ARG_STRLEN), without the NUL at its end."""
+MAX_ARGUMENTS = 1 << 20
+"""Bytes of all of them, and of the pointers to them. Linux lets twice as much through, with the environment."""
+MAX_TYPED = 4000
+"""Bytes that are typed into a terminal: it takes 4095 before somebody reads."""
 
 _ID = re.compile(r"[A-Za-z0-9._:~-]{1,128}")
 _CELL_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -52,7 +58,7 @@ class EndCause(StrEnum):
     """Why an execution ended."""
 
     COMPLETED = "completed"  # the code ran to its end
-    RAISED = "raised"  # the code raised
+    RAISED = "raised"  # the code raised; the command's exit code was not 0
     TIMED_OUT = "timed_out"
     CANCELED = "canceled"  # by a caller, or because the only caller left
     KERNEL_DIED = "kernel_died"
@@ -65,6 +71,13 @@ class Origin(StrEnum):
     JUPYTER = "jupyter"
     NOTEBOOK = "notebook"
     MCP = "mcp"
+
+
+class Kind(StrEnum):
+    """What an execution is."""
+
+    CODE = "code"  # for the kernel, in line
+    COMMAND = "command"  # a program beside the kernel
 
 
 class SessionEnd(StrEnum):
@@ -151,6 +164,44 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A program to be run beside the kernel. Without `arguments` it is a shell that runs the execution's code."""
+
+    arguments: tuple[str, ...] = ()
+    """The program's name and what it is told."""
+    stdin: str = ""
+    pty: bool = False
+    """In a terminal: programs that ask for one find one, and both streams are stdout."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.arguments, list):  # from JSON
+            object.__setattr__(self, "arguments", tuple(self.arguments))
+        if not (isinstance(self.stdin, str) and all(isinstance(text, str) for text in self.arguments)):
+            raise InvalidRequest("arguments and stdin must be text")
+        for text in self.arguments:
+            check_argument(text, "an argument")
+        size = sum(len(text.encode()) + 9 for text in self.arguments)
+        if size > MAX_ARGUMENTS:
+            raise InvalidRequest(f"all arguments together take {size} bytes; at most {MAX_ARGUMENTS} are allowed")
+        if self.pty and len(self.stdin.encode(errors="replace")) > MAX_TYPED:
+            raise InvalidRequest(f"stdin for a terminal must be at most {MAX_TYPED} bytes")
+
+
+def check_argument(text: str, what: str) -> None:
+    """Raises `InvalidRequest` for what no program can be told."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{what} is not valid Unicode") from None
+    if size > MAX_ARGUMENT:
+        raise InvalidRequest(
+            f"{what} has {size} bytes; Linux takes at most {MAX_ARGUMENT} at once: use stdin or a file"
+        )
+    if "\0" in text:
+        raise InvalidRequest(f"{what} has a NUL character, which no program can be told")
+
+
+@dataclass(frozen=True, slots=True)
 class ExecuteRequest:
     """One piece of code for a session. `timeout` counts from the start of running, in seconds."""
 
@@ -161,18 +212,28 @@ class ExecuteRequest:
     """The caller's trace, as in W3C Trace Context: handed to the kernel, and named in the agent's log lines."""
     origin: Origin = Origin.REST
     cell: Cell | None = None
+    command: Command | None = None
+    """Where it is no code for the kernel. `code` is then what to show of it."""
 
     def __post_init__(self) -> None:
-        # From JSON both come as what JSON has.
+        # From JSON these come as what JSON has.
         object.__setattr__(self, "origin", Origin(self.origin))
         if isinstance(self.cell, dict):
             object.__setattr__(self, "cell", Cell(**self.cell))
+        if isinstance(self.command, dict):
+            object.__setattr__(self, "command", Command(**self.command))
+        if self.command is not None and not self.command.arguments:
+            check_argument(self.code, "the command")
         if not self.is_id(self.id):
             raise InvalidRequest("operation-id must be 1 to 128 of A-Z a-z 0-9 . _ : ~ -")
         if not self.timeout > 0:
             raise InvalidRequest(f"timeout must be more than 0 seconds, not {self.timeout:g}")
         if self.traceparent is not None and not _TRACEPARENT.fullmatch(self.traceparent):
             raise InvalidRequest("traceparent must be four groups of 2, 32, 16 and 2 lower-case hexadecimal digits")
+
+    @property
+    def kind(self) -> Kind:
+        return Kind.CODE if self.command is None else Kind.COMMAND
 
     @staticmethod
     def is_id(text: str) -> bool:
@@ -219,11 +280,15 @@ class Execution:
     """Workspace paths that were written while it ran, relative to the workspace."""
     files_complete: bool = True
     origin: Origin = Origin.REST
+    kind: Kind = Kind.CODE
+    exit_code: int | None = None
+    """Of a command that ended by itself; 128 and the number of the signal that ended it, as shells have it."""
     updates: tuple[UpdateDisplayData, ...] = ()
     """Of displays that earlier executions made, the last of each."""
 
     def __post_init__(self) -> None:
         _check(_ID.fullmatch(self.id) is not None, "an impossible id")
+        _check(self.exit_code is None or 0 <= self.exit_code <= 255, "an impossible exit code")
         for at in (self.created_at, self.started_at, self.finished_at):
             _check(at is None or 0 <= at <= LATEST, "an impossible time")
         _check(self.dropped_bytes >= 0, "a negative size")
@@ -406,6 +471,7 @@ class AgentConfig:
     """With `{connection_file}` as placeholder."""
     kernel_env: Mapping[str, str] = field(default_factory=dict)
     """Besides HOME, PATH and the like, which the agent sets."""
+    kernel_transport: Literal["ipc", "tcp"] = "ipc"
     warmup_code: str = ""
     """Run once before the sandbox is ready, with no history."""
     interrupt_mode: Literal["signal", "message"] = "signal"
@@ -418,7 +484,9 @@ class AgentConfig:
     """RLIMIT_NPROC that the agent sets on itself and its children; 0 leaves it. Counted in the sandbox's own
     user namespace, which is why it cannot be set from outside."""
     queue_size: int = 16
-    """Executions that may wait behind the running one, besides the cells of Jupyter clients."""
+    """Executions that may wait behind the running one, besides the cells of Jupyter clients; commands behind theirs."""
+    commands: int = 8
+    """Commands that run at once."""
     cell_queue_size: int = 1000
     """Cells of Jupyter clients that may wait: "run all" sends a whole notebook at once."""
     relay_bytes: int = 32 << 20

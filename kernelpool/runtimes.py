@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from kernelpool.errors import InvalidRequest
+
+KEYS = frozenset(
+    {
+        *("language", "display_name", "argv", "env", "requirements", "programs", "version_of", "kernel"),
+        *("warmup", "interrupt_mode", "transport"),
+    }
+)
+"""Of a runtime.toml."""
+CHOICES = {"interrupt_mode": ("signal", "message"), "transport": ("ipc", "tcp")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +30,22 @@ class Runtime:
     display_name: str
     folder: Path
     argv: tuple[str, ...]
+    """Of the kernel. `{connection_file}` stands for that, `{memory}` for the bytes that a session may use."""
     env: dict[str, str] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
     """Python requirement lines for /opt/venv; the agent's own (tornado, pyzmq) are always there."""
+    programs: dict[str, str] = field(default_factory=dict)
+    """Names in /opt/venv/bin → files: relative to where packages are installed, or absolute in the sandbox."""
+    npm_lock: str = ""
+    """Digest of a package-lock.json, when the folder has one: its packages are installed in /node_modules."""
+    version_of: str = ""
+    """The Python package whose version is that of the language; the interpreter's, for Python."""
+    kernel: str = ""
+    """The Python package that is the kernel; none when the folder is."""
     warmup_code: str = ""
     interrupt_mode: Literal["signal", "message"] = "signal"
+    transport: Literal["ipc", "tcp"] = "ipc"
+    """What the kernel speaks ZMQ over: tcp for those that know nothing else."""
     image: str = ""
     """Of a container engine, in the place of the one that is built from all this."""
 
@@ -50,22 +71,35 @@ def load_runtime(folder: Path) -> Runtime:
     """Raises `InvalidRequest` naming the file and the field."""
     file = folder / "runtime.toml"
     try:
-        table = tomllib.loads(file.read_text())
-        requirements = folder / str(table.get("requirements", "requirements.txt"))
-        warmup = folder / str(table.get("warmup", "warmup.py"))
-        return Runtime(
-            name=folder.name,
-            language=table["language"],
-            display_name=table["display_name"],
-            folder=folder,
-            argv=tuple(table["argv"]),
-            env={str(key): str(value) for key, value in table.get("env", {}).items()},
-            requirements=_requirement_lines(requirements),
-            warmup_code=warmup.read_text() if warmup.is_file() else "",
-            interrupt_mode=table.get("interrupt_mode", "signal"),
-        )
+        return _read(folder, tomllib.loads(file.read_text()))
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
         raise InvalidRequest(f"{file.parent.name}/{file.name}: {error}") from error
+
+
+def _read(folder: Path, table: dict[str, Any]) -> Runtime:
+    warmup = folder / str(table.get("warmup", "warmup.py"))
+    lock = folder / "package-lock.json"
+    if unknown := sorted(set(table) - KEYS):
+        raise KeyError(f"{', '.join(unknown)}: not known, only {', '.join(sorted(KEYS))}")
+    for name, allowed in CHOICES.items():
+        if table.get(name, allowed[0]) not in allowed:
+            raise KeyError(f"{name}: say {' or '.join(allowed)}, not {table[name]!r}")
+    return Runtime(
+        name=folder.name,
+        language=table["language"],
+        display_name=table["display_name"],
+        folder=folder,
+        argv=tuple(table["argv"]),
+        env={str(key): str(value) for key, value in table.get("env", {}).items()},
+        requirements=_requirement_lines(folder / str(table.get("requirements", "requirements.txt"))),
+        programs={str(key): str(value) for key, value in table.get("programs", {}).items()},
+        npm_lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "",
+        version_of=table.get("version_of", ""),
+        kernel=table.get("kernel", ""),
+        warmup_code=warmup.read_text() if warmup.is_file() else "",
+        interrupt_mode=table.get("interrupt_mode", "signal"),
+        transport=table.get("transport", "ipc"),
+    )
 
 
 def _requirement_lines(file: Path) -> tuple[str, ...]:

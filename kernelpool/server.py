@@ -29,11 +29,13 @@ from kernelpool.api.base import Collaborators
 from kernelpool.api.edge import EdgePolicy, allowed_hosts
 from kernelpool.api.http_server import EdgeServer, make_server
 from kernelpool.api.listener import Crowd, raise_file_limit
+from kernelpool.api.mcp.endpoint import Endpoint
 from kernelpool.api.tls import Certificates
 from kernelpool.auth.authenticator import Authenticator
 from kernelpool.auth.initial import digest_of, load_or_make_token
 from kernelpool.auth.keyring import KeyRing
 from kernelpool.auth.oidc import Issuers
+from kernelpool.auth.pool_keys import PoolKeys
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
 from kernelpool.egress.doors import Doors
@@ -109,15 +111,19 @@ async def serve(
         )
         keys = await stack.enter_async_context(KeyRing(settings.state_dir))
         issuers = await stack.enter_async_context(Issuers(settings.oidc))
+        pool_keys = await asyncio.to_thread(PoolKeys.load, settings.state_dir)
+        management.on_deleted = pool_keys.renew
+        mcp = await stack.enter_async_context(Endpoint())
         # Last, so that no start that fails makes a token which nobody is shown.
         digest, token = await asyncio.to_thread(_token, settings)
         collaborators = Collaborators(
             gateway,
-            Authenticator(digest, keys, issuers),
+            Authenticator(digest, keys, issuers, pool_keys),
             management,
             max_body=settings.max_body,
             telemetry=telemetry,
             edge=_edge(settings),
+            mcp=mcp,
         )
         application = make_application(
             collaborators, lambda: not stop.wanted.is_set(), metrics, metrics_public=settings.metrics_public

@@ -53,7 +53,7 @@ from tests.fake_channels import FakeChannels, FakeHub
 
 R = TypeVar("R")
 
-RUNTIME = Runtime("python", "Python", "Python 3", Path("kernels/python"), ("python", "-f", "{connection_file}"))
+RUNTIME = Runtime("python", "python", "Python 3", Path("kernels/python"), ("python", "-f", "{connection_file}"))
 METADATA = RuntimeMetadata("Python", "3.11", (), 1.0, "ipykernel", "7.4")
 CONFIG = AgentConfig(secret="secret", kernel_argv=RUNTIME.argv)
 
@@ -118,7 +118,9 @@ class _Run:
 
     def __init__(self, request: ExecuteRequest) -> None:
         self.request = request
-        self.execution = Execution(request.id, ExecutionState.QUEUED, time.time(), origin=request.origin)
+        self.execution = Execution(
+            request.id, ExecutionState.QUEUED, time.time(), origin=request.origin, kind=request.kind
+        )
         self.events: list[Event] = []
         self.changed = asyncio.Condition()
         self.task: asyncio.Task[None] | None = None
@@ -221,6 +223,9 @@ class FakeProcess:
 
     async def _run(self, run: _Run) -> None:
         try:
+            if run.request.command is not None:
+                await self._command(run)
+                return
             async with self._turn:
                 lost = None
                 if run.client is None:  # Jupyter clients see the restart
@@ -239,6 +244,24 @@ class FakeProcess:
             await self._finish(run, ExecutionState.FAILED, EndCause.TIMED_OUT)
         except asyncio.CancelledError:
             await self._finish(run, ExecutionState.CANCELED, EndCause.CANCELED)
+
+    async def _command(self, run: _Run) -> None:
+        """Knows `echo`, `sleep` and `exit`, one after the other. Waits for nothing that runs."""
+        await run.move(state=ExecutionState.RUNNING, started_at=time.time())
+        words = run.request.command.arguments if run.request.command else ()
+        code = 0
+        async with asyncio.timeout(run.request.timeout):
+            for name, *rest in [list(words)] if words else map(str.split, run.request.code.split(";")):
+                if name == "echo":
+                    run.put(StreamOutput("stdout", " ".join(rest) + "\n"))
+                elif name == "sleep":
+                    await asyncio.sleep(float(rest[0]))
+                elif name == "exit":
+                    code = int(rest[0])
+        state, cause = (
+            (ExecutionState.FAILED, EndCause.RAISED) if code else (ExecutionState.SUCCEEDED, EndCause.COMPLETED)
+        )
+        await self._finish(run, state, cause, exit_code=code)
 
     def _put(self, run: _Run, output: Output) -> None:
         run.put(output)
@@ -270,11 +293,11 @@ class FakeProcess:
             run = self.submit(request)
             run.parent, run.client = header, client
 
-    async def _finish(self, run: _Run, state: ExecutionState, cause: EndCause) -> None:
+    async def _finish(self, run: _Run, state: ExecutionState, cause: EndCause, **facts: Any) -> None:
         self._active_at = self._now()
         interrupted = cause is not EndCause.COMPLETED and run.execution.state is ExecutionState.RUNNING
         interrupted = interrupted and cause is not EndCause.RAISED
-        await run.move(state=state, cause=cause, finished_at=time.time(), interrupted=interrupted)
+        await run.move(state=state, cause=cause, finished_at=time.time(), interrupted=interrupted, **facts)
         self.hub.end(run.parent, run.client, run.execution)
 
     def touch(self) -> None:

@@ -22,6 +22,7 @@ ROOMS = [
     "telemetry",
     "egress",
     "protocol",
+    "wire",
     "agent",
     "backends",
     "agents",
@@ -51,7 +52,7 @@ ROOMS = [
 
 # Only these rooms may import these packages.
 RESERVED = {
-    "zmq": {"agent"},
+    "zmq": {"agent", "wire"},
     "tornado.web": {"agent", "api"},
     "tornado": {"agent", "api", "server"},
     "aiohttp": {"agents", "auth"},
@@ -62,6 +63,9 @@ RESERVED = {
     "rich": {"cli"},
     "httpx": {"client"},
     "idna": {"egress"},
+    "mcp": {"api", "cli"},
+    "mcp_types": {"api", "cli"},
+    "starlette": set[str](),
     "jupyter_client": set[str](),
     "nbformat": {"notebooks"},
     "ipykernel": set[str](),
@@ -70,7 +74,7 @@ RESERVED = {
 }
 
 # The agent runs in the sandbox, where only these are.
-IN_THE_SANDBOX = {"agent", "protocol", "models", "errors"}
+IN_THE_SANDBOX = {"agent", "wire", "protocol", "models", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Parsed before any test runs: CPython 3.11 fails to when the garbage of other tests is collected meanwhile.

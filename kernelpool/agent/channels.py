@@ -107,13 +107,13 @@ class Channels:
         on_stdin: OnFrames,
         on_control: OnFrames,
     ) -> None:
-        """`base` is the ipc path that the kernel appends `-1` … `-5` to."""
-        self.iopub = Channel(context, zmq.SUB, f"ipc://{base}-2", on_iopub)
+        """`base` is the address of the kernel, to which `1` … `5` are appended."""
+        self.iopub = Channel(context, zmq.SUB, f"{base}2", on_iopub)
         # A kernel asks for input over stdin by the name that the request had on the shell.
         name = secrets.token_hex(8).encode()
-        self.shell = Channel(context, zmq.DEALER, f"ipc://{base}-1", on_shell, name)
-        self.stdin = Channel(context, zmq.DEALER, f"ipc://{base}-3", on_stdin, name)
-        self.control = Channel(context, zmq.DEALER, f"ipc://{base}-4", on_control, name)
+        self.shell = Channel(context, zmq.DEALER, f"{base}1", on_shell, name)
+        self.stdin = Channel(context, zmq.DEALER, f"{base}3", on_stdin, name)
+        self.control = Channel(context, zmq.DEALER, f"{base}4", on_control, name)
 
     def send(self, channel: str, frames: Sequence[bytes]) -> None:
         """Raises `zmq.Again` when the kernel has stopped reading altogether."""

@@ -1,5 +1,5 @@
-"""The session's executions: one at a time in order, each id once, each with an end. Jupyter clients' cells are among
-them, in the same order."""
+"""The session's executions: code one at a time in order, the cells of Jupyter clients among it, and commands beside it;
+each id once, each with an end."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import TracebackType
 from typing import Any, Self
 
 from kernelpool.agent.clients import Clients
+from kernelpool.agent.commands import Commands
 from kernelpool.agent.history import History
 from kernelpool.agent.kernel import LAST_WORDS, START_TIMEOUT, Kernel, KernelNotReady
 from kernelpool.agent.run import Asked, Run
 from kernelpool.agent.workspace import Workspace, changed
 from kernelpool.errors import Conflict, ExecutionQueueFull
-from kernelpool.models import AgentConfig, EndCause, ExecuteRequest, ExecutionState, KernelPhase, KernelState
+from kernelpool.models import AgentConfig, EndCause, ExecuteRequest, ExecutionState, KernelPhase, KernelState, Kind
 from kernelpool.protocol.framing import WireMessage
 from kernelpool.protocol.messages import Message
 
@@ -34,10 +35,11 @@ class Executions:
         self._workspace = workspace
         self._clients = clients
         self.kernel = Kernel(config, self)
+        # What the next piece of code is told, and what the next execution, whatever it is.
         self._notice: str | None = None
-        self._history = History(
-            config.history_size, config.history_bytes, lambda run: self.kernel.forget(run.kernel_request)
-        )
+        self._first_notice: str | None = None
+        self._commands = Commands(config, workspace, self._take_first_notice, self.touch)
+        self._history = History(config.history_size, config.history_bytes, self._forget)
         # The mutable state besides the history: those that wait, the one that runs.
         self._queue: deque[Run] = deque()
         self._current: Run | None = None
@@ -58,15 +60,16 @@ class Executions:
         assert self._task is not None
         self._task.cancel()
         await asyncio.wait([self._task])
+        await self._commands.aclose()
         await self._stack.aclose()
 
     @property
     def running(self) -> int:
-        return int(self._current is not None)
+        return int(self._current is not None) + self._commands.running
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + len(self._commands.line)
 
     @property
     def state(self) -> KernelState:
@@ -75,7 +78,7 @@ class Executions:
             last_activity=self._clients.last_heard,
             connections=self._clients.count,
             restarts=self.kernel.losses,
-            queued=self.queued,
+            queued=len(self._queue),
             failure=self.kernel.failure,
         )
 
@@ -92,8 +95,8 @@ class Executions:
         self.last_activity = time.monotonic()
 
     def note_loss(self, reason: str) -> None:
-        """The next execution is told that earlier state is gone."""
-        self._notice = reason
+        """The next execution is told that all of earlier is gone, files included."""
+        self._first_notice = reason
 
     def submit(self, request: ExecuteRequest) -> Run:
         """The run of this id: a new one, queued, or the one there already is.
@@ -102,10 +105,10 @@ class Executions:
         """
         if run := self._history.find(request.id):
             return run
-        # A notebook that is run as a whole sends all its cells at once: they are counted apart.
-        self._check_room(self._config.queue_size, len(request.code), lambda run: run.asked is None)
         images = self._workspace if self._config.save_images else None
         run = Run(request, self._config.output_bytes, images, self._history.weigh)
+        # A notebook that is run as a whole sends all its cells at once: they are counted apart.
+        self._check_room(self._line_of(run), self._config.queue_size, run.memory, lambda run: run.asked is None)
         self._history.add(run)
         self._enqueue(run)
         return run
@@ -115,24 +118,25 @@ class Executions:
         it ran already."""
         if self._history.find(request.id):
             raise Conflict(f"execution {request.id} has run already")
-        self._check_room(self._config.cell_queue_size, 2 * message.size, lambda run: run.asked is not None)
+        self._check_room(self._queue, self._config.cell_queue_size, 2 * message.size, lambda run: run.asked is not None)
         images = self._workspace if self._config.save_images and asked.is_recorded else None
         run = Run(request, self._config.output_bytes, images, self._history.weigh, asked, message)
         if asked.is_recorded:
             self._history.add(run)
         self._enqueue(run)
 
-    def _check_room(self, most: int, size: int, is_counted: Callable[[Run], bool]) -> None:
-        if sum(map(is_counted, self._queue)) >= most:
+    def _check_room(self, line: Collection[Run], most: int, size: int, is_counted: Callable[[Run], bool]) -> None:
+        if sum(map(is_counted, line)) >= most:
             raise ExecutionQueueFull(f"{most} executions of this session are waiting already")
-        waiting = sum(run.memory for run in self._queue)
-        if self._queue and waiting + size > self._config.history_bytes:
+        waiting = sum(run.memory for run in (*self._queue, *self._commands.line))
+        if waiting and waiting + size > self._config.history_bytes:
             raise ExecutionQueueFull(f"{waiting} bytes of code of this session are waiting already")
 
     def _enqueue(self, run: Run) -> None:
         self.touch()
-        self._queue.append(run)
+        self._line_of(run).append(run)
         self._work.set()
+        self._commands.wake()
 
     def get(self, id: str) -> Run:
         """Raises `ExecutionNotFound`."""
@@ -150,7 +154,7 @@ class Executions:
     async def cancel(self, id: str) -> Run:
         """Ends it early and waits for its end. Raises `ExecutionNotFound`."""
         run = self.get(id)
-        if run in self._queue:
+        if run in self._line_of(run):
             self._unqueue(run, "canceled before it began")
         elif not run.state.is_final and not run.stop.done():
             run.stop.set_result(EndCause.CANCELED)
@@ -177,8 +181,11 @@ class Executions:
             self._restart_wanted = True
             self.kernel.restart_soon("the kernel was restarted on request")
 
+    def _line_of(self, run: Run) -> deque[Run]:
+        return self._queue if run.kind is Kind.CODE else self._commands.line
+
     def _unqueue(self, run: Run, why: str) -> None:
-        self._queue.remove(run)
+        self._line_of(run).remove(run)
         self._finish(run, ExecutionState.CANCELED, EndCause.CANCELED, why)
 
     def _abort_cells(self, why: str, client: str | None = None) -> None:
@@ -222,7 +229,7 @@ class Executions:
         before, complete = self._workspace.snapshot() if is_recorded else ({}, True)
         notice = None
         if run.asked is None:  # Jupyter clients see the kernel restart
-            notice, self._notice = self._notice, None
+            notice, self._notice = self._take_first_notice() or self._notice, None
         run.start(notice)
         restarts = self.kernel.restarts
         self._send(run)
@@ -296,6 +303,14 @@ class Executions:
         if run.failed:
             return ExecutionState.FAILED, EndCause.RAISED, None
         return ExecutionState.SUCCEEDED, EndCause.COMPLETED, None
+
+    def _take_first_notice(self) -> str | None:
+        notice, self._first_notice = self._first_notice, None
+        return notice
+
+    def _forget(self, run: Run) -> None:
+        self.kernel.forget(run.kernel_request)
+        self._commands.forget(run)
 
     # --- what the kernel tells
 

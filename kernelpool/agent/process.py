@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from kernelpool.models import AgentConfig
 
 # How the ipc "ports" of a kernel are numbered in its connection file, and so in the names of its sockets.
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5}
+LOOPBACK = "127.0.0.1"
+TRIES = 100
 
 
 # What programs expect of any Linux account. Nothing of the agent's own environment is handed on.
@@ -32,10 +35,19 @@ BASE_ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """How to talk to a kernel: ipc paths are `base` + "-1" … "-5"."""
+    """How to talk to a kernel."""
 
     base: str
+    """Its addresses are this and "1" … "5"."""
     key: bytes
+
+    def file(self) -> str:
+        """What a kernel is told."""
+        transport, _, rest = self.base.partition("://")
+        ip, _, first = rest.rpartition(":") if transport == "tcp" else (rest.removesuffix("-"), "", "")
+        ports = {name: int(f"{first}{number}") for name, number in PORTS.items()}
+        facts = {"transport": transport, "ip": ip, "key": self.key.decode(), "signature_scheme": "hmac-sha256"}
+        return json.dumps(facts | ports)
 
 
 class KernelProcess:
@@ -84,7 +96,7 @@ class KernelProcess:
             os.killpg(self.pid, signal.SIGKILL)
         for port in PORTS.values():
             with contextlib.suppress(OSError):
-                os.unlink(f"{self.connection.base}-{port}")
+                os.unlink(f"{self.connection.base.removeprefix('ipc://')}{port}")
         with contextlib.suppress(OSError):
             (self._folder / "connection.json").unlink()
             self._folder.rmdir()
@@ -96,25 +108,15 @@ def start_kernel(config: AgentConfig) -> KernelProcess:
     """Starts the kernel's process and returns at once; it is ready when it answers. Raises `OSError`."""
     folder = Path(config.runtime_dir) / f"k{secrets.token_hex(4)}"
     folder.mkdir(mode=0o700)
-    connection = Connection(base=f"{folder}/s", key=secrets.token_hex(32).encode())
+    base = _free_ports() if config.kernel_transport == "tcp" else f"ipc://{folder}/s-"
+    connection = Connection(base, secrets.token_hex(32).encode())
     file = folder / "connection.json"
-    file.write_text(
-        json.dumps(
-            {
-                "transport": "ipc",
-                "ip": connection.base,
-                "key": connection.key.decode(),
-                "signature_scheme": "hmac-sha256",
-                **PORTS,
-            }
-        )
-    )
+    file.write_text(connection.file())
     file.chmod(0o600)
-    proxies = forwarder.environment() if config.egress_socket else {}
     popen = subprocess.Popen(
         [word.replace("{connection_file}", str(file)) for word in config.kernel_argv],
         cwd=config.workspace,
-        env={**BASE_ENVIRONMENT, "HOME": config.workspace, **proxies, **config.kernel_env},
+        env=environment(config),
         stdin=subprocess.DEVNULL,
         # Output reaches us as messages. What the kernel writes besides (crashes, its own log) has no reader.
         stdout=subprocess.DEVNULL,
@@ -122,11 +124,29 @@ def start_kernel(config: AgentConfig) -> KernelProcess:
         start_new_session=True,
         close_fds=True,
     )
-    _make_first_victim(popen.pid)
+    make_first_victim(popen.pid)
     return KernelProcess(popen, connection, folder)
 
 
-def _make_first_victim(pid: int) -> None:
+def environment(config: AgentConfig) -> dict[str, str]:
+    """What a program of the session finds."""
+    proxies = forwarder.environment() if config.egress_socket else {}
+    return {**BASE_ENVIRONMENT, "HOME": config.workspace, **proxies, **config.kernel_env}
+
+
+def _free_ports() -> str:
+    """For kernels that know nothing else: five ports of the sandbox's own loopback, where only the session itself could
+    be in the way. Raises `OSError` when it is."""
+    for _ in range(TRIES):
+        first = 1025 + secrets.randbelow(5000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for number in PORTS.values():
+                stack.enter_context(socket.socket()).bind((LOOPBACK, int(f"{first}{number}")))
+            return f"tcp://{LOOPBACK}:{first}"
+    raise OSError("no ports are free for a kernel")
+
+
+def make_first_victim(pid: int) -> None:
     """When memory runs out the kernel goes, not the agent, which lives to tell."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/oom_score_adj", "w") as file:
         file.write("1000")

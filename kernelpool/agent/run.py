@@ -11,7 +11,7 @@ from typing import Any
 
 from kernelpool.agent.requests import Request
 from kernelpool.agent.workspace import IMAGE_SUFFIXES, Workspace, image_name
-from kernelpool.models import EndCause, Event, ExecuteRequest, Execution, ExecutionState, KeptExecution
+from kernelpool.models import Command, EndCause, Event, ExecuteRequest, Execution, ExecutionState, KeptExecution, Kind
 from kernelpool.protocol.execution import ExecutionMachine, Phase
 from kernelpool.protocol.framing import WireMessage
 from kernelpool.protocol.log import EventLog
@@ -72,11 +72,12 @@ class Run:
         """Its place among all executions of the session, which the history gives."""
         self._message = message
         self._code: str | None = request.code
+        self._command = request.command
         self._cell = request.cell
         self._cell_memory = cost_of([request.cell.metadata]) if request.cell else 0
         self._names_memory = 0
         self._on_change = on_change
-        self._look = Execution(request.id, ExecutionState.QUEUED, time.time(), origin=request.origin)
+        self._look = Execution(request.id, ExecutionState.QUEUED, time.time(), origin=request.origin, kind=request.kind)
         self._log = EventLog(output_bytes)
         self._machine = ExecutionMachine(self._log, self._decorate)
         self._workspace = workspace
@@ -91,6 +92,10 @@ class Run:
         return self._look.state
 
     @property
+    def kind(self) -> Kind:
+        return self._look.kind
+
+    @property
     def failed(self) -> bool:
         """By the kernel's own account."""
         return self._machine.failed
@@ -101,6 +106,11 @@ class Run:
         return self._look.state_lost_during
 
     @property
+    def deadline(self) -> float:
+        """When its time is over, in seconds since the epoch."""
+        return (self._look.started_at or self._look.created_at) + self.timeout
+
+    @property
     def memory(self) -> int:
         """About the bytes that it takes now."""
         message = self._message.size if self._message else 0
@@ -109,7 +119,8 @@ class Run:
     @property
     def _code_memory(self) -> int:
         """Text takes up to four bytes a character."""
-        return 0 if self._code is None else sys.getsizeof(self._code)
+        texts = () if self._command is None else (*self._command.arguments, self._command.stdin)
+        return sum(sys.getsizeof(text) for text in (self._code, *texts) if text is not None)
 
     def take_code(self) -> str:
         """Once: it is not kept beyond its way to the kernel when it is long."""
@@ -117,6 +128,11 @@ class Run:
         if len(code) > KEPT_CODE:
             self._code = None
         return code
+
+    def take_command(self) -> Command:
+        """Once, as with the code: nobody needs it any more when it runs."""
+        command, self._command = self._command, None
+        return command or Command()
 
     @property
     def code(self) -> str | None:
@@ -145,6 +161,11 @@ class Run:
         self._log.state(ExecutionState.RUNNING)
         self._tell()
 
+    def write(self, name: str, text: str) -> None:
+        """What a command wrote to one of its streams."""
+        self._log.output({"type": "stream", "name": name, "text": text})
+        self._tell()
+
     def lose(self, reason: str) -> None:
         """The kernel is gone, and with it this execution."""
         self._change(state_lost_during=reason)
@@ -157,9 +178,9 @@ class Run:
             self._timer.cancel()
         self._machine.end()
         self.take_code()
+        self.take_command()
         self.take_message()
-        finished_at = time.time()
-        self._change(state=state, cause=cause, message=message, finished_at=finished_at, **facts)
+        self._change(state=state, cause=cause, message=message, **{"finished_at": time.time(), **facts})
         self._log.state(state)
         self._names_memory += sum(NAME + len(file) for file in self._look.files)
         self.finished.set()

@@ -9,7 +9,9 @@ from typing import Any
 from kernelpool.api import aca, arm, forward, health, jupyter, metrics, pools
 from kernelpool.api.application import EdgeApplication
 from kernelpool.api.base import Collaborators
+from kernelpool.api.mcp import routes as mcp_routes
 from kernelpool.api.openapi import executions, files, handlers, notebooks, sessions
+from kernelpool.api.openapi import mcp as openapi_mcp
 from kernelpool.api.openapi.document import make_document
 from kernelpool.telemetry.metrics import Metrics
 
@@ -18,6 +20,7 @@ SURFACES = [
     notebooks.SURFACE,
     files.SURFACE,
     sessions.SURFACE,
+    openapi_mcp.SURFACE,
     pools.SURFACE,
     arm.SURFACE,
     jupyter.SURFACE,
@@ -44,6 +47,7 @@ def make_application(
             *pools.routes(collaborators),
             *arm.routes(collaborators),
             *jupyter.routes(collaborators),
+            *mcp_routes.routes(collaborators),
             *aca.routes(collaborators),
             *forward.routes(collaborators),
         ],

@@ -6,6 +6,8 @@ lost the stream sends `Last-Event-ID`, with the same `operation-id` or to the ex
 So a streamed execution runs on when its client leaves, like an asynchronous one; its timeout bounds it. A client
 that leaves a plain synchronous call cancels what it was waiting for.
 
+`Prefer: respond-async` (RFC 7240) asks for the same as `"executionType": "Asynchronous"`, and Shell pools take it.
+
 The request header `operation-id` becomes the execution's id: sent twice, the code still runs once.
 """
 
@@ -21,7 +23,7 @@ from urllib.parse import quote, urlencode
 from kernelpool.api import sse
 from kernelpool.api.aca_handler import AcaHandler
 from kernelpool.api.base import Collaborators
-from kernelpool.api.bodies import MAX_STREAMS, Submission, parse_submission
+from kernelpool.api.bodies import MAX_STREAMS, Rules, Submission, parse_submission
 from kernelpool.api.dialects import AnswerOptions, Shape, event_data, execution_answer, executions_page
 from kernelpool.api.json_text import dump_json
 from kernelpool.api.query import required_identifier
@@ -33,6 +35,8 @@ from kernelpool.models import Event, ExecuteRequest, Execution, KeptExecution
 PAGE = 100
 PAGE_CODE = 4 << 20
 """Characters of code after which a page ends."""
+SHELL_LANGUAGE = "bash"
+"""Of pools that are as strict with bodies as ACA's Shell pools."""
 
 
 class _Handler(AcaHandler):
@@ -80,19 +84,16 @@ class ExecuteHandler(_Handler):
 
     async def _post(self) -> None:
         received = time.monotonic()
-        submission = parse_submission(
-            bytes(self.body),
-            default_timeout=self.pool.settings.default_timeout,
-            max_timeout=self.pool.settings.max_timeout,
-            default_streams=self.pool.settings.output_streams_max_length,
-        )
+        submission = parse_submission(bytes(self.body), self._rules())
+        asynchronous = submission.asynchronous or self._prefers_async()
         identifier = required_identifier(self.query.identifier or submission.identifier)
-        request = ExecuteRequest(self._operation_id(), submission.code, submission.timeout)
+        request = ExecuteRequest(self._operation_id(), submission.code, submission.timeout, command=submission.command)
         options = AnswerOptions(
             streams_max_length=submission.streams_max_length,
             jupyter_format=submission.jupyter_format,
             with_outputs=self.query.flag("outputs", True),
             text_results=self.text_results(self.shape),
+            language=self.pool.language,
         )
         async with self.gateway.use(self.principal, self.pool.name, identifier) as session:
             sent = time.monotonic()
@@ -102,9 +103,25 @@ class ExecuteHandler(_Handler):
             if self.wants_stream:
                 await self.stream(session, request, self.shape, options)
                 return
-            execution = await (session.submit(request) if submission.asynchronous else session.execute(request))
+            execution = await (session.submit(request) if asynchronous else session.execute(request))
             self._describe_times(session, execution, received, sent)
-        self.answer(execution_answer(execution, identifier, self.shape, options, asynchronous=submission.asynchronous))
+        self.answer(execution_answer(execution, identifier, self.shape, options, asynchronous=asynchronous))
+
+    def _prefers_async(self) -> bool:
+        preferences = ",".join(self.request.headers.get_list("Prefer")).lower().split(",")
+        if any(preference.strip() == "respond-async" for preference in preferences):
+            self.set_header("Preference-Applied", "respond-async")
+            return True
+        return False
+
+    def _rules(self) -> Rules:
+        settings = self.pool.settings
+        return Rules(
+            settings.default_timeout,
+            settings.max_timeout,
+            settings.output_streams_max_length,
+            is_shell=self.pool.language == SHELL_LANGUAGE,
+        )
 
     def _operation_id(self) -> str:
         given = self.request.headers.get_list("operation-id")
@@ -196,6 +213,7 @@ class _OneHandler(_Handler):
             jupyter_format=self.query.flag("returnJupyterFormatExecutionResult", False),
             with_outputs=self.query.flag("outputs", True),
             text_results=self.text_results(Shape.MODERN),
+            language=self.pool.language,
         )
 
 

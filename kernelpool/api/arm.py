@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from kernelpool.api import arm_mcp
 from kernelpool.api.arm_containers import (
     read_lifecycle,
     read_secrets,
@@ -106,6 +107,7 @@ class ArmPoolHandler(ApiHandler):
 def resource(pool: PoolInfo, base: str, origin: str) -> dict[str, Any]:
     """`base`: of the group, as the caller wrote it."""
     settings = pool.settings
+    endpoint = f"{origin}{base}/sessionPools/{pool.name}"
     return {
         "id": f"{base}/providers/Microsoft.App/sessionPools/{pool.name}",
         "name": pool.name,
@@ -123,8 +125,8 @@ def resource(pool: PoolInfo, base: str, origin: str) -> dict[str, Any]:
             "dynamicPoolConfiguration": {"lifecycleConfiguration": shown_lifecycle(settings)},
             **_custom_of(settings),
             "sessionNetworkConfiguration": _network_of(settings.egress),
-            "mcpServerSettings": {"isMcpServerEnabled": False},
-            "poolManagementEndpoint": f"{origin}{base}/sessionPools/{pool.name}",
+            "mcpServerSettings": arm_mcp.shown_mcp(settings, endpoint),
+            "poolManagementEndpoint": endpoint,
             "provisioningState": "Succeeded",
         },
     }
@@ -141,6 +143,7 @@ def _custom_of(settings: PoolSettings) -> dict[str, Any]:
 
 def _for_kind(values: dict[str, Any], *, is_custom: bool) -> dict[str, Any]:
     """What a pool of kernels has of a container is that its lifecycle is not the container's."""
+    arm_mcp.check_kind(values, is_custom=is_custom)
     if is_custom or "container" not in values:
         return values
     if values["container"] != {"lifecycle": "timed"}:
@@ -176,7 +179,7 @@ def settings_of(body: Mapping[str, Any]) -> dict[str, Any]:
         "customContainerTemplate": read_template,
         "secrets": read_secrets,
         "sessionNetworkConfiguration": _network,
-        "mcpServerSettings": _mcp,
+        "mcpServerSettings": arm_mcp.read_mcp,
     }
     _refuse_unknown(properties, {*known, *_NOT_HERE, *_READ_ONLY}, "properties.")
     for name, read in known.items():
@@ -243,12 +246,6 @@ def _network(value: Any) -> dict[str, Any]:
     return {"egress": egress if domains is None else domains}
 
 
-def _mcp(value: Any) -> dict[str, Any]:
-    if _object(value, "properties.mcpServerSettings").get("isMcpServerEnabled"):
-        raise InvalidRequest("properties.mcpServerSettings.isMcpServerEnabled: there is no MCP server here yet")
-    return {}
-
-
 def _renamed(value: Any, names: Mapping[str, str], path: str) -> dict[str, Any]:
     values = _object(value, path)
     _refuse_unknown(values, names, path + ".")
@@ -273,10 +270,21 @@ def routes(collaborators: Collaborators) -> list[Any]:
         (_SUBSCRIPTION + _POOLS, ArmListHandler, shared),
         (_GROUP + _POOLS, ArmListHandler, shared),
         (_GROUP + _POOLS + "/(?P<pool>[^/]+)", ArmPoolHandler, shared),
+        *arm_mcp.routes(collaborators, _GROUP + _POOLS + "/(?P<pool>[^/]+)"),
     ]
 
 
 _RESOURCE = ref("SessionPoolResource")
+_MCP = object_of(
+    {
+        "isMcpServerEnabled": {"type": "boolean"},
+        "isMcpServerApiKeyDisabled": {"type": "boolean"},
+        "mcpServerEndpoint": text(format="uri"),
+    },
+    optional=("mcpServerEndpoint",),
+    description="null for a CustomContainer.",
+)
+_KEY = {200: json_answer("The key, for the header `x-ms-apikey`.", object_of({"apiKey": text()}))}
 _ANY = {"type": "object"}
 _BODY = {
     "required": True,
@@ -325,6 +333,27 @@ SURFACE = Surface(
             parameters=POOL_PARAMETERS,
             errors=(409,),
         ),
+        f"POST {_POOL}/{{pool}}/fetchMcpServerCredentials": Operation(
+            "fetchMcpServerCredentials",
+            "The key of the pool's MCP server",
+            _KEY,
+            description="For whoever is both admin and executor. The path is read in any case.",
+            parameters=POOL_PARAMETERS,
+        ),
+        f"POST {_POOL}/{{pool}}/rotateMcpServerCredentials": Operation(
+            "rotateMcpServerCredentials",
+            "Another key for the pool's MCP server",
+            _KEY,
+            description="The old one is none from then on.",
+            parameters=POOL_PARAMETERS,
+        ),
+        f"POST {_POOL}/{{pool}}/regenerateCredentials": Operation(
+            "regenerateCredentials",
+            "Another key for the pool's MCP server",
+            _KEY,
+            description="As rotateMcpServerCredentials, by the name that Azure's documentation has.",
+            parameters=POOL_PARAMETERS,
+        ),
     },
     {
         "SessionPoolResource": object_of(
@@ -364,7 +393,7 @@ SURFACE = Surface(
                             },
                             optional=("allowedDomains",),
                         ),
-                        "mcpServerSettings": object_of({"isMcpServerEnabled": {"type": "boolean"}}),
+                        "mcpServerSettings": {"oneOf": [_MCP, {"type": "null"}]},
                         "poolManagementEndpoint": text(format="uri"),
                         "provisioningState": text(),
                     },

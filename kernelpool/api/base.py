@@ -23,6 +23,7 @@ from kernelpool.api.bodies import InvalidBody
 from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.exchange import Exchange
 from kernelpool.api.json_text import dump_json
+from kernelpool.api.mcp.endpoint import Endpoint
 from kernelpool.api.media import check_encoding, check_json, has_body
 from kernelpool.api.query import Query
 from kernelpool.api.refusals import error_envelope, retry_after
@@ -96,6 +97,7 @@ class Collaborators:
     telemetry: Telemetry = SILENT
     sockets: OpenSockets = field(default_factory=OpenSockets)
     edge: EdgePolicy = field(default_factory=EdgePolicy)
+    mcp: Endpoint = field(default_factory=Endpoint)
 
 
 @stream_request_body
@@ -130,6 +132,9 @@ class ApiHandler(RequestHandler):
     takes_json = True
     """Whether a body of POST, PUT and PATCH must be JSON by its Content-Type."""
 
+    takes_pool_keys = False
+    """Whether the MCP key of the pool in the path is good here."""
+
     takes_encodings = False
     """Whether a body may be compressed: nothing is ever unpacked here."""
 
@@ -142,9 +147,13 @@ class ApiHandler(RequestHandler):
             raise PayloadTooLarge(f"body is larger than {self.body_limit} bytes")
         self.body += chunk
 
+    def credential(self) -> str:
+        """What the caller shows. Raises `Unauthorized`."""
+        return bearer_token(self.request.headers.get_list("Authorization"))
+
     async def authenticate(self) -> Principal:
-        token = bearer_token(self.request.headers.get_list("Authorization"))
-        return await self.collaborators.authenticator.authenticate(token)
+        pool = self.path_kwargs["pool"] if self.takes_pool_keys else None
+        return await self.collaborators.authenticator.authenticate(self.credential(), pool)
 
     def authorize(self) -> None:
         """Raises `Forbidden` unless the caller has the role, and may enter the pool that the path names if any. No

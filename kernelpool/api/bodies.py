@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 
 from kernelpool.api.json_text import parse_json
 from kernelpool.errors import InvalidRequest
+from kernelpool.models import Command, check_argument
 
 MAX_STREAMS = 64 << 20
 
@@ -31,6 +33,8 @@ class Submission:
     """What a body asks for, whatever dialect it was written in."""
 
     code: str
+    """Of a command, what to show of it."""
+    command: Command | None
     asynchronous: bool
     timeout: float
     streams_max_length: int
@@ -68,8 +72,10 @@ class _Body(BaseModel):
     returnjupyterformatexecutionresult: StrictBool | None = None
     returnjupyterformat: StrictBool | None = None  # what the examples of the specification call it
     identifier: Annotated[str, StringConstraints(max_length=1024)] | None = None
-    shellcommand: Any = None
-    execcommandandargs: Any = None
+    shellcommand: str | None = None
+    execcommandandargs: Annotated[list[str], Field(min_length=1)] | None = None
+    stdin: str | None = None
+    pty: StrictBool | None = None
 
 
 _NAMES = {
@@ -83,27 +89,65 @@ _NAMES = {
     "returnjupyterformatexecutionresult": "returnJupyterFormatExecutionResult",
     "returnjupyterformat": "returnJupyterFormat",
     "identifier": "identifier",
+    "shellcommand": "shellCommand",
+    "execcommandandargs": "execCommandAndArgs",
+    "stdin": "stdin",
+    "pty": "pty",
 }
+_NOT_ON_SHELL_POOLS = ("codeinputtype", "executiontype")
 
 
-def parse_submission(text: bytes, *, default_timeout: float, max_timeout: float, default_streams: int) -> Submission:
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a pool lets a body ask for."""
+
+    default_timeout: float
+    max_timeout: float
+    default_streams: int
+    is_shell: bool = False
+    """A Shell pool, which refuses what ACA's refuse."""
+
+
+def parse_submission(text: bytes, rules: Rules) -> Submission:
     """Raises `InvalidRequest` for what is no JSON, `InvalidBody` for JSON that makes no request."""
-    body = _validated(_fields(parse_json(text)))
-    code = body.code if body.code is not None else body.pythoncode
-    if code is None:
-        raise InvalidBody({"code": [_missing_code(body)]})
-    if body.codeinputtype == "inlinebase64":
-        code = _decoded(code)
+    fields = _fields(parse_json(text))
+    if rules.is_shell and (odd := [_NAMES[name] for name in _NOT_ON_SHELL_POOLS if name in fields]):
+        raise InvalidBody({name: [f"{name} is not allowed in a Shell pool; leave it out."] for name in odd})
+    body = _validated(fields)
+    code, command = _work(body)
     return Submission(
         code=code,
+        command=command,
         asynchronous=body.executiontype == "asynchronous",
-        timeout=_timeout(body.timeoutinseconds, default_timeout, max_timeout),
+        timeout=_timeout(body.timeoutinseconds, rules.default_timeout, rules.max_timeout),
         streams_max_length=min(
-            default_streams if body.outputstreamsmaxlength is None else body.outputstreamsmaxlength, MAX_STREAMS
+            rules.default_streams if body.outputstreamsmaxlength is None else body.outputstreamsmaxlength, MAX_STREAMS
         ),
         jupyter_format=bool(body.returnjupyterformatexecutionresult or body.returnjupyterformat),
         identifier=body.identifier,
     )
+
+
+def _work(body: _Body) -> tuple[str, Command | None]:
+    """The code, or the command and how it is shown: exactly one of what can be asked for."""
+    code = body.code if body.code is not None else body.pythoncode
+    given = {"code": code, "shellCommand": body.shellcommand, "execCommandAndArgs": body.execcommandandargs}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise InvalidBody({name: [f"Only one of {' and '.join(names)} can be run at once."] for name in names})
+    if not names:
+        raise InvalidBody({"code": ["The code field is required, or shellCommand, or execCommandAndArgs."]})
+    if code is not None:
+        if odd := [name for name in ("stdin", "pty") if getattr(body, name) is not None]:
+            raise InvalidBody({name: [f"{name} is for shellCommand and execCommandAndArgs."] for name in odd})
+        return (_decoded(code) if body.codeinputtype == "inlinebase64" else code), None
+    try:
+        command = Command(tuple(body.execcommandandargs or ()), body.stdin or "", bool(body.pty))
+        if body.shellcommand is not None:
+            check_argument(body.shellcommand, "the command")
+    except InvalidRequest as error:
+        raise InvalidBody({names[0]: [f"{names[0]}: {error.message}."]}) from None
+    return body.shellcommand if body.shellcommand is not None else shlex.join(command.arguments), command
 
 
 def _fields(value: Any) -> dict[str, Any]:
@@ -126,12 +170,6 @@ def _validated(fields: dict[str, Any]) -> _Body:
             name = str(fault["loc"][0])
             errors.setdefault(_NAMES.get(name, name), []).append(f"{_NAMES.get(name, name)}: {fault['msg']}.")
         raise InvalidBody(errors) from None
-
-
-def _missing_code(body: _Body) -> str:
-    if body.shellcommand is not None or body.execcommandandargs is not None:
-        return "The code field is required: shellCommand and execCommandAndArgs are for Shell pools, this is another."
-    return "The code field is required."
 
 
 def _decoded(code: str) -> str:

@@ -23,6 +23,9 @@ What ACA does not have is added beside `stdout` and `stderr`, under the same nam
 - `files`: workspace paths written by this execution; `filesComplete` is false when there were too many to tell.
 - `cause`: completed, raised, timed_out, canceled or kernel_died; `message`: a sentence on it.
 
+Commands (`shellCommand`, `execCommandAndArgs`) have no `executionResult` but an `exitCode`, and in the modern shape it
+is their `status`, as text: "-1" when they were ended before they had one, as `cause` tells.
+
 A session has one kernel with its libraries imported before anybody gets it, so `useEmptyKernel` is accepted and
 changes nothing: variables are shared by all executions of a session, synchronous or not.
 """
@@ -47,6 +50,7 @@ from kernelpool.models import (
     Execution,
     ExecutionState,
     KeptExecution,
+    Kind,
     Output,
     ResultOutput,
     StreamOutput,
@@ -73,6 +77,8 @@ class AnswerOptions:
     with_outputs: bool = True
     text_results: bool = False
     """Nothing but strings in `executionResult`; see `quirks`."""
+    language: str = "python"
+    """Whose notation results are in."""
 
 
 LEGACY_STATUS = {
@@ -89,6 +95,7 @@ MODERN_STATUS = {
     ExecutionState.FAILED: "Failed",
     ExecutionState.CANCELED: "Canceled",
 }
+NO_EXIT_CODE = "-1"
 _CAUSES = {
     EndCause.TIMED_OUT: ("Timeout", "The code ran into its time limit."),
     EndCause.CANCELED: ("Canceled", "The execution was canceled."),
@@ -105,16 +112,24 @@ def execution_answer(
             "id": execution.id,
             "identifier": identifier,
             "executionType": "Asynchronous" if asynchronous else "Synchronous",
-            "status": MODERN_STATUS[execution.state],
+            "status": _modern_status(execution),
         }
         if execution.state.is_final:
-            answer["result"] = _result_fields(execution, options, ("executionResult",))
+            is_code = execution.kind is Kind.CODE
+            answer["result"] = _result_fields(execution, options, ("executionResult",) if is_code else ())
             answer |= {"error": error} if (error := _error(execution)) else {}
         return answer
     status = LEGACY_STATUS[execution.state]
     names = ("result", "executionResult") if shape is Shape.WRAPPED else ("result",)
     fields = {"id": execution.id, "status": status, **_result_fields(execution, options, names)}
     return {"properties": fields} if shape is Shape.WRAPPED else fields
+
+
+def _modern_status(execution: Execution) -> str:
+    """Of a command that has ended its exit code."""
+    if execution.kind is Kind.COMMAND and execution.state.is_final:
+        return NO_EXIT_CODE if execution.exit_code is None else str(execution.exit_code)
+    return MODERN_STATUS[execution.state]
 
 
 def executions_page(found: Sequence[KeptExecution], count: int, next_link: str | None) -> dict[str, Any]:
@@ -133,7 +148,8 @@ def _listed(kept: KeptExecution) -> dict[str, Any]:
         "id": execution.id,
         "number": kept.number,
         "origin": execution.origin.value,
-        "status": MODERN_STATUS[execution.state],
+        "kind": execution.kind.value,
+        "status": _modern_status(execution),
         "code": kept.code,
         "cell": kept.cell.id if kept.cell else None,
         "executionCount": execution.execution_count,
@@ -155,6 +171,7 @@ def _result_fields(execution: Execution, options: AnswerOptions, result_names: t
         **dict.fromkeys(result_names, value),
         "executionTimeInMilliseconds": round(execution.seconds * 1000),
         "executionCount": execution.execution_count,
+        **({"exitCode": execution.exit_code} if execution.kind is Kind.COMMAND else {}),
         "truncated": {"stdout": stdout_dropped, "stderr": stderr_dropped, "outputs": execution.dropped_bytes},
         "stateLost": {"before": execution.state_lost_before, "during": execution.state_lost_during},
         "interrupted": execution.interrupted,
@@ -197,7 +214,7 @@ def _errors(execution: Execution) -> list[ErrorOutput]:
 
 def _error(execution: Execution) -> dict[str, str] | None:
     """The `error` of a resource that did not succeed: who polls needs no look at stderr to know why."""
-    if execution.state is ExecutionState.SUCCEEDED:
+    if execution.state is ExecutionState.SUCCEEDED or execution.exit_code is not None:
         return None
     if execution.cause in _CAUSES:
         code, sentence = _CAUSES[execution.cause]
@@ -222,7 +239,7 @@ def _result_value(execution: Execution, options: AnswerOptions) -> Any:
         return None if options.jupyter_format else ""
     if options.jupyter_format:
         return plain
-    value = json_value(plain, nan="nan" if options.text_results else None)
+    value = json_value(plain, nan="nan" if options.text_results else None, language=options.language)
     return plain if options.text_results and not isinstance(value, str) else value
 
 

@@ -21,7 +21,7 @@ PROBES = frozenset({"/healthz", "/readyz"})
 and change nothing."""
 EXPOSED = (
     "x-ms-error-code, x-ms-session-guid, x-ms-new-allocation, x-ms-session-etag, operation-id, operation-location, "
-    "retry-after, content-disposition, content-range, accept-ranges, etag"
+    "retry-after, content-disposition, content-range, accept-ranges, etag, mcp-session-id"
 )
 """What a script may read of an answer, besides what it always may."""
 PREFLIGHT_SECONDS = 7200

@@ -79,18 +79,13 @@ class NotebookHandler(AcaHandler):
         await self.finish((opening if separator == opening else b"") + closing)
 
     async def _cells(self, session: Session) -> AsyncIterator[dict[str, Any]]:
-        cells = Cells()
-        async with aclosing(_kept(session, outputs=False)) as every:
-            async for item in every:
-                if isinstance(item, KeptExecution):
-                    cells.foresee(item)
-        async with aclosing(_kept(session, outputs=True)) as every:
-            async for item in every:
-                for cell in cells.of(item) if isinstance(item, KeptExecution) else cells.end(item):
-                    yield cell
+        cells = Cells(self.pool.language)
+        async with aclosing(cells_of(session, cells)) as every:
+            async for cell in every:
+                yield cell
                 if self.exchange.sent > MAX_EXPORT:
-                    for cell in cells.cut():
-                        yield cell
+                    for last in cells.cut():
+                        yield last
                     return
 
     def _describe_file(self) -> None:
@@ -217,6 +212,18 @@ class _Streamed:
         if id > self._last:
             where = {"index": index, "cell": self._notebook["cells"][index]["id"]}
             await self._handler.push(sse.frame(kind, dump_json({**where, **data}), id))
+
+
+async def cells_of(session: Session, cells: Cells) -> AsyncGenerator[dict[str, Any], None]:
+    """All of a session's, one in memory at a time."""
+    async with aclosing(_kept(session, outputs=False)) as every:
+        async for item in every:
+            if isinstance(item, KeptExecution):
+                cells.foresee(item)
+    async with aclosing(_kept(session, outputs=True)) as every:
+        async for item in every:
+            for cell in cells.of(item) if isinstance(item, KeptExecution) else cells.end(item):
+                yield cell
 
 
 async def _kept(session: Session, *, outputs: bool) -> AsyncGenerator[KeptExecution | int, None]:

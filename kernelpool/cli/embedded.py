@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import secrets
 import threading
@@ -17,33 +18,45 @@ from rich.text import Text
 from kernelpool import server
 from kernelpool.backends.base import Say
 from kernelpool.client import Client, ClientError
+from kernelpool.client.profiles import Profile
 from kernelpool.config import Settings
 from kernelpool.errors import InvalidRequest, StartFailed
 from kernelpool.telemetry.logs import configure_logging
 
+UNLIMITED = math.inf
+
 
 @contextmanager
 def embedded_client(context: click.Context, pool: str, timeout: float | None) -> Iterator[Client]:
-    """Of a gateway on a free port of this machine, with the settings that `serve` would have. Raises
-    `KernelpoolError`."""
+    """As `embedded_gateway`. Code may run as long as a session may live: whoever started it is here to end it."""
+    with embedded_gateway(context, pool, timeout or UNLIMITED) as gateway, Client(gateway.url, gateway.token) as client:
+        yield client
+
+
+@contextmanager
+def embedded_gateway(context: click.Context, pool: str, timeout: float | None = None) -> Iterator[Profile]:
+    """On a free port of this machine, with the settings that `serve` would have. Raises `KernelpoolError`."""
     config, common = context.find_root().obj
     configure_logging(common["log_level"] or "error")
     settings = settings_for_one_run(Settings.load(config, os.environ, common), pool, timeout)
     assert settings.token is not None  # made just now
-    with _running(settings) as url, Client(url, settings.token.get_secret_value()) as client:
-        yield client
+    with _running(settings) as url:
+        yield Profile(url, settings.token.get_secret_value())
 
 
 def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -> Settings:
-    """The sandboxes are the operator's, the surface is nobody's but ours. Nothing is kept warm, and code may run as
-    long as a session may live: whoever started it is here to end it. Raises `InvalidRequest`."""
+    """The sandboxes are the operator's, the surface is nobody's but ours, and nothing is kept warm, so that the first
+    code waits for a sandbox as long as one may take to start. With a `timeout`
+    code may run so long, though no longer than a session may live; else as long as the pool says. Raises
+    `InvalidRequest`."""
     if pool not in settings.pools:
         raise InvalidRequest(f"there is no pool {pool!r}, only {', '.join(settings.pools)}")
     pools = {}
     for name, wanted in settings.pools.items():
-        longest = timeout or wanted.max_alive
-        changes = {"ready": 0, "default_timeout": longest, "max_timeout": longest}
-        pools[name] = wanted.model_copy(update=changes)
+        longest = None if timeout is None else wanted.max_alive if timeout == UNLIMITED else timeout
+        waits = max(wanted.allocation_timeout, wanted.start_timeout)
+        times = {} if longest is None else {"default_timeout": longest, "max_timeout": longest}
+        pools[name] = wanted.model_copy(update={"ready": 0, "allocation_timeout": waits, **times})
     return Settings.model_validate(
         {
             "host": "127.0.0.1",

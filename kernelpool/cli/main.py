@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from kernelpool import __version__, server
-from kernelpool.cli import execute, files, notebooks, pools, profile, sessions
+from kernelpool.cli import execute, files, mcp, notebooks, pools, profile, sessions
 from kernelpool.cli.images import images
 from kernelpool.cli.keys import keys
 from kernelpool.config import CONFIG_VARIABLE, FILE_NAME, Settings
@@ -117,7 +117,9 @@ for command in (
     execute.run,
     execute.exec_,
     notebooks.notebook,
+    execute.shell,
     files.files,
+    mcp.mcp,
     pools.pools,
     profile.profile,
     sessions.sessions,

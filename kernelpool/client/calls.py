@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -106,6 +106,18 @@ def new_identifier() -> str:
     return f"session-{uuid.uuid4().hex}"
 
 
+def code_of(code: str) -> dict[str, Any]:
+    return {"code": code}
+
+
+def command_of(command: str | Sequence[str], stdin: str | None, pty: bool) -> dict[str, Any]:
+    """Text is for a shell, several words are a program and its arguments."""
+    named: dict[str, Any] = (
+        {"shellCommand": command} if isinstance(command, str) else {"execCommandAndArgs": list(command)}
+    )
+    return named | ({"stdin": stdin} if stdin else {}) | ({"pty": True} if pty else {})
+
+
 def list_pools() -> Call[list[PoolInfo]]:
     return Call("GET", "/pools", pools_of)
 
@@ -143,12 +155,16 @@ class SessionCalls:
         self._path = PoolCalls(pool).path
         self._query = {"api-version": API_VERSION, "identifier": identifier}
 
-    def submit(self, code: str, timeout: float | None, id: str, *, streamed: bool = False) -> Call[Result]:
-        """The same `id` never runs twice. Streams are not cut: the pool's own limit on output is enough."""
-        body = {"code": code, "executionType": "Asynchronous", "outputStreamsMaxLength": 0}
+    def submit(
+        self, work: Mapping[str, Any], timeout: float | None, id: str, *, streamed: bool = False
+    ) -> Call[Result]:
+        """`work` is what `code_of` or `command_of` made. The same `id` never runs twice. Streams are not cut: the
+        pool's own limit on output is enough."""
+        body = {**work, "outputStreamsMaxLength": 0}
         if timeout is not None:
             body["timeoutInSeconds"] = timeout
-        headers = {"operation-id": id, **({"Accept": EVENT_STREAM} if streamed else {})}
+        # The header, since Shell pools refuse an executionType.
+        headers = {"operation-id": id, "Prefer": "respond-async", **({"Accept": EVENT_STREAM} if streamed else {})}
         return Call("POST", f"{self._path}/executions", result_of, self._query, headers, json=body)
 
     def execution(self, id: str, *, streamed: bool = False) -> Call[Result]:

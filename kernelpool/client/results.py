@@ -77,6 +77,8 @@ class Result:
     outputs: tuple[Output, ...] = ()
     """Everything that was shown, in order, as in a notebook."""
     error: Failure | None = None
+    exit_code: int | None = None
+    """Of a command that ended by itself: 128 and the number of the signal that ended it, as shells have it."""
     execution_count: int | None = None
     seconds: float = 0.0
     files: tuple[str, ...] = ()
@@ -158,8 +160,8 @@ Event = StateEvent | OutputEvent | DisplayUpdate | OutputCleared | OutputGap | D
 
 
 def result_of(answer: Mapping[str, Any]) -> Result:
-    status = STATES[answer["status"]]
     fields = answer.get("result")
+    status = _state_of(answer["status"], fields)
     if not isinstance(fields, Mapping):
         return Result(answer["id"], status, raw=answer)
     outputs = tuple(output for entry in fields.get("outputs", ()) if (output := output_of(entry)) is not None)
@@ -172,6 +174,7 @@ def result_of(answer: Mapping[str, Any]) -> Result:
         result=_value(fields.get("executionResult"), outputs),
         outputs=outputs,
         error=_failure(answer.get("error"), outputs),
+        exit_code=fields.get("exitCode"),
         execution_count=fields.get("executionCount"),
         seconds=fields.get("executionTimeInMilliseconds", 0) / 1000,
         files=tuple(fields.get("files", ())),
@@ -184,6 +187,15 @@ def result_of(answer: Mapping[str, Any]) -> Result:
         message=fields.get("message"),
         raw=answer,
     )
+
+
+def _state_of(status: str, fields: Any) -> ExecutionState:
+    """Of a command that has ended, the status is its exit code, or -1 without one."""
+    if status in STATES:
+        return STATES[status]
+    if int(status) == 0:
+        return ExecutionState.SUCCEEDED
+    return ExecutionState.CANCELED if fields["cause"] == "canceled" else ExecutionState.FAILED
 
 
 def output_of(entry: Mapping[str, Any]) -> Output | None:

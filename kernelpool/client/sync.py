@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from ssl import SSLContext
@@ -163,28 +163,43 @@ class Session:
     def run(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Result:
         """Runs it and waits for its end. `timeout`: seconds that the code may run, within the pool's limit. A broken
         connection is taken up again, and the code never runs twice. Ctrl-C cancels the code."""
-        id = id or calls.new_id()
-        try:
-            return _last(self.stream(code, timeout=timeout, id=id))
-        except KeyboardInterrupt:
-            with suppress(ClientError):
-                self.execution(id).cancel()
-            raise
+        return self._finish(calls.code_of(code), timeout, id or calls.new_id())
+
+    def shell(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | None = None,
+        pty: bool = False,
+        timeout: float | None = None,
+        id: str | None = None,
+    ) -> Result:
+        """Runs a command beside the interpreter and waits for its end: text with `bash -lc`, several words as a
+        program and its arguments. `pty` gives it a terminal. Otherwise as `run`; look at `exit_code`."""
+        return self._finish(calls.command_of(command, stdin, pty), timeout, id or calls.new_id())
 
     def submit(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Execution:
         """Queues it and returns at once; it runs on whoever leaves. The same `id` never runs twice in a session."""
         id = id or calls.new_id()
-        self._transport.send(self._calls.submit(code, timeout, id))
+        self._transport.send(self._calls.submit(calls.code_of(code), timeout, id))
         return self.execution(id)
 
     def stream(self, code: str, *, timeout: float | None = None, id: str | None = None) -> Generator[Event, None, None]:
         """Runs it and yields what happens, when it happens, over broken connections too; the last is `Done`. It is
         submitted when the first event is asked for, and runs on when nobody asks any more."""
-        id = id or calls.new_id()
-        submit = self._calls.submit(code, timeout, id, streamed=True)
-        return self._transport.follow(
-            Watch(submit, lambda: self._calls.execution(id, streamed=True), self._transport.connection.max_answer)
-        )
+        return self._follow(calls.code_of(code), timeout, id or calls.new_id())
+
+    def stream_shell(
+        self,
+        command: str | Sequence[str],
+        *,
+        stdin: str | None = None,
+        pty: bool = False,
+        timeout: float | None = None,
+        id: str | None = None,
+    ) -> Generator[Event, None, None]:
+        """As `stream`, of a command as `shell` takes it."""
+        return self._follow(calls.command_of(command, stdin, pty), timeout, id or calls.new_id())
 
     def execution(self, id: str) -> Execution:
         """One that was submitted before. Asks nothing."""
@@ -246,6 +261,20 @@ class Session:
         """Ends it, with all that runs in it. One that is gone already is no error."""
         with suppress(SessionNotFound):
             self._transport.send(self._calls.stop())
+
+    def _finish(self, work: Mapping[str, Any], timeout: float | None, id: str) -> Result:
+        try:
+            return _last(self._follow(work, timeout, id))
+        except KeyboardInterrupt:
+            with suppress(ClientError):
+                self.execution(id).cancel()
+            raise
+
+    def _follow(self, work: Mapping[str, Any], timeout: float | None, id: str) -> Generator[Event, None, None]:
+        submit = self._calls.submit(work, timeout, id, streamed=True)
+        return self._transport.follow(
+            Watch(submit, lambda: self._calls.execution(id, streamed=True), self._transport.connection.max_answer)
+        )
 
 
 class Execution:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kernelpool.models import Cell, DisplayOutput, Execution, KeptExecution, UpdateDisplayData
+from kernelpool.models import Cell, DisplayOutput, Execution, KeptExecution, Kind, UpdateDisplayData
 from kernelpool.notebooks.outputs import OURS, notebook_outputs
 from kernelpool.protocol.outputs import cost_of, count_of, updated
 
@@ -22,7 +22,9 @@ class Cells:
     """The cells of a session's notebook. Feed it the executions that are kept, the oldest first: once without outputs,
     to `foresee` what they do to those of earlier ones, then with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, language: str) -> None:
+        """`language` is the kernel's: commands are cells that it runs, too."""
+        self._is_shell = language == "bash"
         self._next = 1
         self._updates: dict[str, tuple[int, UpdateDisplayData]] = {}
         self._room = MAX_UPDATES
@@ -44,7 +46,7 @@ class Cells:
         if kept.code is None:
             yield note(f"code-{kept.number}", "The code of the next cell was too long to be kept.")
         metadata = dict(kept.cell.metadata) if kept.cell else {}
-        yield code_cell(id, kept.code or "", metadata, kept.execution, cell=kept.cell.id if kept.cell else None)
+        yield code_cell(id, self._source(kept), metadata, kept.execution, cell=kept.cell.id if kept.cell else None)
 
     def end(self, count: int) -> Iterator[dict[str, Any]]:
         """`count` is how many executions there ever were."""
@@ -53,6 +55,10 @@ class Cells:
     def cut(self) -> Iterator[dict[str, Any]]:
         """When there is more than a notebook may hold."""
         yield note(f"cut-{self._next}", "The notebook is too long: the executions after this are missing.")
+
+    def _source(self, kept: KeptExecution) -> str:
+        is_command = kept.execution.kind is Kind.COMMAND and kept.code is not None
+        return f"%%bash\n{kept.code}" if is_command and not self._is_shell else kept.code or ""
 
     def _as_it_became(self, kept: KeptExecution) -> KeptExecution:
         outputs = kept.execution.outputs

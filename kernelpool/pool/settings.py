@@ -78,6 +78,15 @@ class LimitSettings(_Settings):
         return Limits(**self.model_dump())
 
 
+class McpSettings(_Settings):
+    """The MCP server of one pool."""
+
+    enabled: bool = True
+    """Serve MCP clients at `/pools/<name>/mcp`. Needs the extra `mcp`."""
+    api_key: bool = True
+    """Let the pool's MCP key in, which whoever manages the pool may fetch; else only the gateway's own tokens."""
+
+
 class PoolSettings(_Settings):
     """Ready sandboxes of one runtime with one set of limits, and the sessions made of them."""
 
@@ -151,6 +160,9 @@ class PoolSettings(_Settings):
     container: ContainerSettings | None = None
     """Run an image of your own in the place of a kernel: image, target_port and more, as `[pools.<name>.container]`.
     The pool's `max_upload` limits the bodies that are forwarded to it; settings of executions mean nothing then."""
+
+    mcp: McpSettings = McpSettings()
+    """The pool's MCP server: enabled, api_key. A custom container has none of ours: its `/mcp` is its own."""
 
     location: str = Field("local", max_length=128)
     """Where it is, for whoever manages it in the words of Azure; it changes nothing."""
@@ -227,8 +239,9 @@ def _nameless_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:
     limits = settings.limits.to_limits()
     agent = AgentConfig(
         secret="",
-        kernel_argv=runtime.argv,
+        kernel_argv=tuple(word.replace("{memory}", str(limits.memory)) for word in runtime.argv),
         kernel_env=dict(runtime.env),
+        kernel_transport=runtime.transport,
         warmup_code=runtime.warmup_code,
         interrupt_mode=runtime.interrupt_mode,
         lease=settings.lease,

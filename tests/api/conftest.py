@@ -16,6 +16,7 @@ from kernelpool.api import make_application
 from kernelpool.api.base import Collaborators
 from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.http_server import EdgeServer, make_server
+from kernelpool.api.mcp.endpoint import Endpoint
 from kernelpool.auth.authenticator import Authenticator
 from kernelpool.auth.initial import digest_of
 from kernelpool.gateway import Gateway, PoolSource, Principal
@@ -24,6 +25,7 @@ from kernelpool.management import Management
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
+from kernelpool.runtimes import Runtime
 from kernelpool.telemetry import SILENT, Telemetry
 from kernelpool.telemetry.metrics import Metrics
 from tests.contract_of_api import contract
@@ -44,6 +46,7 @@ class Api:
         self.http = http
         self.gateway = collaborators.gateway
         self.works = collaborators.works
+        self.authenticator = collaborators.authenticator
         self.sockets = collaborators.sockets
         self.backend = backend
         self.server: EdgeServer
@@ -130,6 +133,7 @@ async def api_of(
     server: dict[str, Any] | None = None,
     backend: FakeBackend | None = None,
     quotas: Quotas | None = None,
+    runtime: Runtime = RUNTIME,
     **settings: Any,
 ) -> AsyncIterator[Api]:
     """`server` holds parameters of `make_server`; the other settings are the pool's."""
@@ -137,13 +141,13 @@ async def api_of(
         backend = backend or FakeBackend()
         journal = await stack.enter_async_context(Journal(folder))
         each = [PoolSettings(name=name, backend="fake", **{"ready": 1, **settings}) for name in pools]
-        sources = [PoolSource(pool, RUNTIME, backend, METADATA) for pool in each]
+        sources = [PoolSource(pool, runtime, backend, METADATA) for pool in each]
         gateway = await stack.enter_async_context(
             Gateway(sources, backend.connect, journal, quotas, telemetry=telemetry)
         )
 
         async def make(settings: PoolSettings) -> PoolSource:
-            return PoolSource(settings, RUNTIME, backend, METADATA)
+            return PoolSource(settings, runtime, backend, METADATA)
 
         management = await stack.enter_async_context(
             Management(gateway, make, PoolStore(folder), ["python"], max_pools=3, audit=telemetry.audit)
@@ -155,7 +159,9 @@ async def api_of(
             max_body=1 << 20,
             telemetry=telemetry,
             edge=edge or EdgePolicy(),
+            mcp=await stack.enter_async_context(Endpoint()),
         )
+        management.on_deleted = collaborators.authenticator.pool_keys.renew
         parameters = {"max_body": 1 << 20, "idle_timeout": 60, "body_timeout": 60, **(server or {})}
         serving = make_server(make_application(collaborators, lambda: True, metrics), **parameters)
         [listener] = bind_sockets(0, "127.0.0.1")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from kernelpool.models import DisplayOutput
 from tests.api.conftest import LEGACY, TOKEN, Api, ShowingKernel, api_of, multipart
+from tests.fakes import RUNTIME
 
 PNG = "iVBORw0KGgo="
 
@@ -130,6 +133,46 @@ async def poll(api: Api, location: str) -> Any:
                 answer = await response.json()
             if answer["status"] not in ("NotStarted", "Running"):
                 return answer
+
+
+async def test_v9_a_command_has_its_exit_code_for_a_status(api: Api) -> None:
+    text = await api.json("POST", "/executions", json={"shellCommand": "echo hi; exit 3"})
+    words = await api.json("POST", "/executions", json={"execCommandAndArgs": ["echo", "a b"], "timeoutInSeconds": 60})
+    late = await api.json("POST", "/executions", json={"shellCommand": "sleep 60", "timeoutInSeconds": 1})
+
+    assert (text["status"], text["result"]["stdout"]) == ("3", "hi\n")
+    assert (words["status"], words["result"]["stdout"]) == ("0", "a b\n")
+    assert late["status"] == "-1"
+    assert not {"executionResult", "result"} & {*text["result"], *words["result"], *late["result"]}
+
+
+@pytest.fixture
+async def shell_pool(tmp_path: Path) -> AsyncIterator[Api]:
+    async with api_of(tmp_path, runtime=replace(RUNTIME, language="bash")) as api:
+        yield api
+
+
+@pytest.mark.parametrize("field", ["codeInputType", "executionType"])
+async def test_v10_a_shell_pool_refuses_what_is_about_code(shell_pool: Api, field: str) -> None:
+    body = {"shellCommand": "echo hi", field: "Inline"}
+    async with shell_pool.request("POST", "/executions", json=body) as response:
+        problem = await response.json()
+
+    assert (response.status, response.content_type) == (400, "application/problem+json")
+    assert list(problem["errors"]) == [field]
+
+
+async def test_a_header_asks_for_an_asynchronous_execution_in_any_pool(shell_pool: Api) -> None:
+    headers = {"Prefer": "handling=lenient, Respond-Async"}
+    body = {"shellCommand": "sleep 0.01; echo hi"}
+    async with shell_pool.request("POST", "/executions", json=body, headers=headers) as response:
+        submitted = await response.json()
+        location = response.headers["Operation-Location"]
+
+    assert submitted["status"] in ("NotStarted", "Running")
+    assert response.headers["Preference-Applied"] == "respond-async"
+    answer = await poll(shell_pool, location)
+    assert (answer["status"], answer["result"]["stdout"]) == ("0", "hi\n")
 
 
 async def test_v12_a_session_can_be_deleted_once(api: Api) -> None:

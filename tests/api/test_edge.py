@@ -245,7 +245,6 @@ async def test_what_is_no_json_is_400(api: Api, body: bytes) -> None:
         ({"code": "1", "outputStreamsMaxLength": -1}, "outputStreamsMaxLength"),
         ({"code": "1", "useEmptyKernel": 0}, "useEmptyKernel"),
         ({"code": "1", "returnJupyterFormatExecutionResult": "yes"}, "returnJupyterFormatExecutionResult"),
-        ({"shellCommand": "ls"}, "code"),
     ],
 )
 async def test_a_wrong_field_is_named_as_aspnet_does(api: Api, body: object, field: str) -> None:

@@ -220,7 +220,7 @@ async def test_kernelspecs_are_the_pools_with_the_logos_of_their_runtime(api: Ap
     spec = specs["kernelspecs"]["python"]
     assert specs["default"] == "python"
     assert spec["spec"]["argv"] == []
-    assert spec["spec"]["language"] == "Python"
+    assert spec["spec"]["language"] == "python"
     assert spec["resources"]["logo-svg"] == "/kernelspecs/python/logo-svg.svg"
     assert one["resources"]["logo-svg"] == "/pools/python/jupyter/kernelspecs/python/logo-svg.svg"
     for resource in (*spec["resources"].values(), *one["resources"].values()):

@@ -350,7 +350,7 @@ async def test_the_older_shape_of_a_lifecycle_is_read(manager: Manager) -> None:
         ({"secrets": [{"name": "a", "value": "b"}]}, "properties.secrets"),
         ({"managedIdentitySettings": [{"identity": "x"}]}, "properties.managedIdentitySettings"),
         ({"environmentId": "x"}, "properties.environmentId"),
-        ({"mcpServerSettings": {"isMcpServerEnabled": True}}, "isMcpServerEnabled"),
+        ({"mcpServerSettings": {"isMcpServerOn": True}}, "mcpServerSettings.isMcpServerOn"),
         ({"sessionNetworkConfiguration": {"status": "Maybe"}}, "sessionNetworkConfiguration.status"),
         ({"scaleConfiguration": {"maxNodes": 1}}, "scaleConfiguration.maxNodes"),
         ({"scaleConfiguration": {"maxConcurrentSessions": 0}}, "max_sessions"),

@@ -10,7 +10,7 @@ async def test_a_pool_shows_its_numbers_and_limits(api: Api) -> None:
 
     pool = await api.json("GET", "", identifier=None, version=None)
 
-    assert (pool["name"], pool["language"], pool["sessions"]) == ("python", "Python", 1)
+    assert (pool["name"], pool["language"], pool["sessions"]) == ("python", "python", 1)
     assert pool["maxTimeoutInSeconds"] == 220
 
 

@@ -8,8 +8,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,21 +21,22 @@ from tests.fakes import FakeAgent, FakeProcess
 REPOSITORY = Path(__file__).parents[2]
 BOOT = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from kernelpool.agent.main import main; main()"
 LAUNCHER = REPOSITORY / "kernels" / "python" / "launch.py"
+SHELL_LAUNCHER = REPOSITORY / "kernels" / "shell" / "launch.py"
 
 
-def kernel_argv() -> tuple[str, ...]:
-    return (sys.executable, "-Xfrozen_modules=off", str(LAUNCHER), "-f", "{connection_file}")
+def kernel_argv(launcher: Path = LAUNCHER) -> tuple[str, ...]:
+    return (sys.executable, "-Xfrozen_modules=off", str(launcher), "-f", "{connection_file}")
 
 
 @asynccontextmanager
-async def real_agent(**settings: object) -> AsyncIterator[HttpAgent]:
-    """The agent's program outside of any sandbox, with our Python kernel, in directories of its own."""
+async def real_agent(*, launcher: Path = LAUNCHER, **settings: object) -> AsyncIterator[HttpAgent]:
+    """The agent's program outside of any sandbox, with a kernel of ours, in directories of its own."""
     with tempfile.TemporaryDirectory(prefix="kp-") as folder, tempfile.TemporaryDirectory(prefix="kp-") as workspace:
         env = {"HOME": workspace, "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         env |= {"MPLCONFIGDIR": f"{folder}/mpl", "IPYTHONDIR": f"{folder}/ipython"}
         config = AgentConfig(
             secret="secret",
-            kernel_argv=kernel_argv(),
+            kernel_argv=kernel_argv(launcher),
             kernel_env=env,
             workspace=workspace,
             runtime_dir=folder,
@@ -74,4 +75,4 @@ async def fake_agent(**_settings: object) -> AsyncIterator[Agent]:
     await agent.aclose()
 
 
-AGENTS = {"real": real_agent, "fake": fake_agent}
+AGENTS: dict[str, Callable[..., AbstractAsyncContextManager[Agent]]] = {"real": real_agent, "fake": fake_agent}

@@ -26,6 +26,7 @@ from kernelpool.models import (
     Activation,
     AgentStatus,
     Cell,
+    Command,
     DisplayOutput,
     EndCause,
     ErrorOutput,
@@ -34,6 +35,7 @@ from kernelpool.models import (
     Execution,
     ExecutionState,
     KeptExecution,
+    Kind,
     Origin,
     ResultOutput,
     StreamOutput,
@@ -116,6 +118,24 @@ async def test_the_same_id_runs_once(any_agent: Agent) -> None:
     assert first == second
     assert await any_agent.execution("twice") == first
     assert (await run(any_agent, "print('hi')")).execution_count == 2
+
+
+async def test_a_command_runs_beside_the_code(any_agent: Agent) -> None:
+    await any_agent.submit(ExecuteRequest("busy", "while True: pass", 60))
+
+    shell = await any_agent.execute(ExecuteRequest("shell", "echo hi; exit 3", 30, command=Command()))
+    program = await any_agent.execute(ExecuteRequest("program", "", 30, command=Command(("echo", "a b"))))
+
+    assert (stdout(shell), shell.exit_code, shell.kind) == ("hi\n", 3, Kind.COMMAND)
+    assert (shell.state, shell.cause) == (ExecutionState.FAILED, EndCause.RAISED)
+    assert (stdout(program), program.exit_code, program.state) == ("a b\n", 0, ExecutionState.SUCCEEDED)
+    assert (await any_agent.cancel("busy")).kind is Kind.CODE
+
+
+async def test_a_command_past_its_time_has_no_exit_code(any_agent: Agent) -> None:
+    execution = await any_agent.execute(ExecuteRequest("slow", "sleep 1000", 0.2, command=Command()))
+
+    assert (execution.state, execution.cause, execution.exit_code) == (ExecutionState.FAILED, EndCause.TIMED_OUT, None)
 
 
 async def test_an_unknown_execution_is_not_found(any_agent: Agent) -> None:

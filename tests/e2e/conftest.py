@@ -9,12 +9,23 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.gateways import STATE, Gateway, Session
+from tests.e2e.gateways import STATE, Gateway, Session, state_of
 
 
 @pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     gateway = Gateway(tmp_path_factory.mktemp("gateway"), ready=3, max_sessions=40)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+    assert gateway.traces() == []
+
+
+@pytest.fixture(scope="session")
+def shell_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Of a Shell pool. With a state of its own: a gateway removes the trees of runtimes that it does not serve."""
+    folder = tmp_path_factory.mktemp("shell")
+    gateway = Gateway(folder, state=state_of("shell"), name="shell", runtime="shell", ready=2, max_sessions=24)
     gateway.start()
     yield gateway
     gateway.stop()

@@ -25,7 +25,7 @@ class Threaded:
             return _wrapped(value)
         if name in _ASK_NOTHING:
             return lambda *args, **named: Threaded(value(*args, **named))
-        if inspect.isgeneratorfunction(value) or name in ("stream", "events"):
+        if inspect.isgeneratorfunction(value) or name in ("stream", "stream_shell", "events"):
             return lambda *args, **named: _stepped(value(*args, **named))
 
         async def call(*args: Any, **named: Any) -> Any:

@@ -23,6 +23,13 @@ from tests.engine import engine_client
 TOKEN = "a-token-for-tests-only"
 STATE = Path(os.environ.get("KPTEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
 """Kept between runs: building the runtime's tree takes a minute."""
+
+
+def state_of(runtime: str) -> Path:
+    """Of gateways that serve that runtime and no other: each removes trees that it does not serve."""
+    return STATE.with_name(f"{STATE.name}-{runtime}")
+
+
 VERSION = "2025-10-02-preview"
 SECONDS = 60.0
 """No wait of these tests is longer, but for the first build of a tree."""
@@ -32,21 +39,28 @@ class Gateway:
     """A `kernelpool serve` process; it can be killed and started again on the same state and port."""
 
     def __init__(
-        self, folder: Path, *, state: Path = STATE, environment: dict[str, str] | None = None, **pool: Any
+        self,
+        folder: Path,
+        *,
+        state: Path = STATE,
+        environment: dict[str, str] | None = None,
+        name: str = "python",
+        **pool: Any,
     ) -> None:
-        """`environment` is for settings of the whole gateway; the rest are the pool's."""
+        """`environment` is for settings of the whole gateway; the rest are the pool's, which has that name."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.state = state
         self.log = folder / f"gateway-{self.port}.log"
+        self.name = name
         settings = {"ready": 2, "max_sessions": 12, **pool}
         ours = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
         self._environment = {
             # Not what the developer has set, the folder for this state included.
             **{name: value for name, value in os.environ.items() if not name.startswith("KERNELPOOL_")},
             **{f"KERNELPOOL_{name.upper()}": str(value) for name, value in ours.items()},
-            **{f"KERNELPOOL_POOLS__PYTHON__{name.upper()}": str(value) for name, value in _flat(settings)},
+            **{f"KERNELPOOL_POOLS__{name.upper()}__{key.upper()}": str(value) for key, value in _flat(settings)},
             "CANARY": canary,
             **(environment or {}),
         }
@@ -56,7 +70,7 @@ class Gateway:
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}/pools/python"
+        return f"http://127.0.0.1:{self.port}/pools/{self.name}"
 
     def start(self) -> None:
         with self.log.open("ab") as log:
@@ -161,6 +175,13 @@ class Session:
         """The execution resource."""
         headers = options.pop("headers", {})
         response = self.request("POST", "/executions", json={"code": code, **options}, headers=headers)
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def shell(self, command: str, **options: Any) -> dict[str, Any]:
+        """The execution resource of a shell command."""
+        response = self.request("POST", "/executions", json={"shellCommand": command, **options})
         assert response.status_code == 200, response.text
         answer: dict[str, Any] = response.json()
         return answer

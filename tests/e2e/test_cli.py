@@ -120,6 +120,29 @@ def test_images_are_saved_in_the_place_of_nothing(kernelpool: Shell, identifier:
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
 
+def test_a_command_writes_here_and_exits_as_it_does_there(kernelpool: Shell, identifier: str) -> None:
+    assert kernelpool("shell", "-s", identifier, "echo hi | tr h H") == b"Hi\n"
+    assert kernelpool("shell", "-s", identifier, "printf", "%s|", "a b", "-x") == b"a b|-x|"
+    assert kernelpool("shell", "-s", identifier, "-i", "cat", input=b"typed") == b"typed"
+    assert kernelpool("shell", "-s", identifier, "-t", "tty").startswith(b"/dev/pts/")
+    assert kernelpool("shell", "-s", identifier, "echo no >&2; exit 7", code=7) == b"no\n"
+    assert b"exceeded 1 s" in kernelpool("shell", "-s", identifier, "--timeout", "1", "sleep 60", code=124)
+    last = kernelpool("shell", "-s", identifier, "--json", "true").splitlines()[-1]
+    assert json.loads(last)["execution"]["status"] == "0"
+
+
+def test_ctrl_c_ends_a_command(kernelpool: Shell, session: Session) -> None:
+    process = kernelpool.start("shell", "-s", session.identifier, "echo on; sleep 1002")
+    assert process.stdout
+    assert process.stdout.readline() == b"on\n"
+
+    process.send_signal(signal.SIGINT)
+
+    _, err = process.communicate(timeout=SECONDS)
+    assert (process.returncode, err) == (130, b"[canceled]\n")
+    until(lambda: session.shell("pgrep -f '^sleep 1002$'")["status"] == "1")
+
+
 def test_events_are_lines_of_json_and_the_last_is_the_execution(kernelpool: Shell, identifier: str) -> None:
     lines = kernelpool("exec", "-s", identifier, "--json", "print('hi'); 7").splitlines()
 
@@ -348,6 +371,7 @@ def test_a_notebook_needs_no_gateway(alone: Shell) -> None:
 COMMANDS = {
     "run": ["FILE", "--timeout", "--output", "--pool", "--url", "--token", "--profile", "--json", "sandbox"],
     "exec": ["CODE", "--session", "--file", "--timeout", "--output", "--json", "KERNELPOOL_URL"],
+    "shell": ["COMMAND", "--session", "--stdin", "--pty", "--timeout", "--json"],
     "files ls": ["PATH", "--recursive", "--session"],
     "files put": ["SOURCE", "NAME", "stdin"],
     "files get": ["NAME", "TO", "stdout"],

@@ -119,6 +119,36 @@ async def test_a_timeout_is_a_result_that_says_so(session: Any) -> None:
     assert result.error.name == "Timeout"
 
 
+async def test_a_command_runs_beside_the_interpreter(session: Any) -> None:
+    text = await session.shell("echo out; echo err >&2; exit 3")
+    words = await session.shell(["printf", "%s|", "a b", "$HOME"])
+    typed = await session.shell("cat", stdin="typed")
+    terminal = await session.shell("[ -t 1 ] && stty size", pty=True)
+
+    assert (text.ok, text.exit_code, text.status, text.stdout, text.stderr) == (
+        False,
+        3,
+        ExecutionState.FAILED,
+        "out\n",
+        "err\n",
+    )
+    assert (words.ok, words.exit_code, words.stdout) == (True, 0, "a b|$HOME|")
+    assert (typed.stdout, terminal.stdout) == ("typed", "24 80\n")
+    assert text.error is None
+
+
+async def test_a_command_out_of_time_or_canceled_has_no_exit_code(session: Any) -> None:
+    late = await session.shell("echo on; sleep 60", timeout=1)
+    async for event in session.stream_shell("echo on; sleep 60", id="watched"):
+        if isinstance(event, OutputEvent):
+            await session.execution("watched").cancel()
+    canceled = event.result
+
+    assert (late.exit_code, late.status, late.cause, late.stdout) == (None, ExecutionState.FAILED, "timed_out", "on\n")
+    assert (late.error.name, late.seconds) == ("Timeout", 1)
+    assert (canceled.exit_code, canceled.status) == (None, ExecutionState.CANCELED)
+
+
 async def test_what_happens_is_told_while_it_happens(session: Any) -> None:
     code = "import time\nprint('first', flush=True)\nwhile not __import__('os').path.exists('go'): time.sleep(0.01)\n7"
     seen = []

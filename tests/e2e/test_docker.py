@@ -26,6 +26,10 @@ from tests.e2e.test_adversarial import (  # noqa: F401 - to be collected once mo
     test_two_uploads_that_fit_only_alone_do_not_both_succeed,
     test_very_many_files_are_listed_in_part_and_the_session_goes_on,
 )
+from tests.e2e.test_shell import (  # noqa: F401 - what is of Shell pools is in test_shell_docker
+    test_code_that_hangs_does_not_hold_up_the_command_that_ends_it,
+    test_what_a_command_installs_and_writes_is_there_for_code,
+)
 from tests.e2e.test_stories import *  # noqa: F403
 from tests.e2e.test_survival import *  # noqa: F403
 from tests.engine import image_of

@@ -136,6 +136,7 @@ def live_through_everything(session: Session) -> None:
     session.request("DELETE", "/session")
     session.request("DELETE", "/session")
     live_as_a_jupyter_client(session)
+    live_as_an_mcp_client(session)
     # A sandbox that dies at once: what is told of it, and of the call that it took along.
     session.run(f"{CODE} = 3")
     for pid in sandbox_processes(session.sandbox):
@@ -161,6 +162,34 @@ def live_as_a_jupyter_client(session: Session) -> None:
     requests.get(f"{root}/k/{gateways.TOKEN}/api/me", timeout=60)
 
 
+def live_as_an_mcp_client(session: Session) -> None:
+    """In both eras, with what is well and what is not."""
+    url = f"{session.gateway.endpoint}/mcp?identifier={IDENTIFIER}"
+    said = {"protocolVersion": "2026-07-28", "clientCapabilities": {}}
+    meta = {f"io.modelcontextprotocol/{name}": value for name, value in said.items()}
+    for version in ("2025-11-25", "2026-07-28"):
+        for tool, arguments in (
+            ("run_code", {"code": f"{CODE} = 6", "session": IDENTIFIER}),
+            ("run_code", {"code": f"raise ValueError('{CODE}')"}),
+            ("run_code", {"code": [CODE]}),
+            ("run_command", {"command": f"echo {CODE}"}),
+            ("write_file", {"path": "b.txt", "text": CONTENT}),
+            ("read_file", {"path": f"{CONTENT}/.."}),
+            (CODE, {}),
+        ):
+            params = {"name": tool, "arguments": arguments, "_meta": meta}
+            headers = {"Mcp-Protocol-Version": version, "Mcp-Method": "tools/call", "Mcp-Name": tool}
+            for token in (gateways.TOKEN, BAD_TOKEN):
+                requests.post(
+                    url,
+                    json={"jsonrpc": "2.0", "id": CODE, "method": "tools/call", "params": params},
+                    headers={"x-ms-apikey": token, "Accept": "application/json, text/event-stream", **headers},
+                    timeout=60,
+                )
+    for body in (f'{{"{CODE}"', f'["{CODE}"]', f'{{"jsonrpc": "2.0", "id": 1, "method": "{CODE}"}}'):
+        requests.post(url, data=body, headers={"x-ms-apikey": gateways.TOKEN}, timeout=60)
+
+
 def test_no_canary_is_found_in_anything_that_is_kept(watched: Watched) -> None:
     session = watched.gateway.session(IDENTIFIER)
 
@@ -176,7 +205,7 @@ def test_no_canary_is_found_in_anything_that_is_kept(watched: Watched) -> None:
     told["spans"] = "\n".join(map(str, watched.collector.spans))
 
     assert len(processes) > 1
-    assert [line["outcome"] for line in watched.audited()].count("Unauthorized") == 4
+    assert [line["outcome"] for line in watched.audited()].count("Unauthorized") == 4 + 14
     assert '"level": "debug"' in told["log"]
     assert len(watched.collector.spans) > 20
     found = [(canary, where) for where, text in told.items() for canary in CANARIES if canary in text]

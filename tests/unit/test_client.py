@@ -29,7 +29,7 @@ from kernelpool.client import (
     Unreachable,
     errors,
 )
-from kernelpool.client.calls import SessionCalls
+from kernelpool.client.calls import SessionCalls, code_of
 from kernelpool.client.frames import Frame, FrameReader
 from kernelpool.client.policy import poll_pause
 from kernelpool.client.profiles import Profile, load_profile, load_profiles, profiles_file, save_profiles
@@ -92,7 +92,9 @@ def test_an_event_without_end_is_refused() -> None:
 
 def watch() -> Watch:
     calls = SessionCalls("python", "abcd-1")
-    return Watch(calls.submit("1", None, "id-1", streamed=True), lambda: calls.execution("id-1", streamed=True), 10_000)
+    return Watch(
+        calls.submit(code_of("1"), None, "id-1", streamed=True), lambda: calls.execution("id-1", streamed=True), 10_000
+    )
 
 
 def test_code_is_submitted_until_there_is_an_answer_and_then_only_asked_about() -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernelpool.api.bodies import InvalidBody, parse_submission
+from kernelpool.api.bodies import InvalidBody, Rules, parse_submission
 from kernelpool.api.dialects import AnswerOptions, Shape, event_data, execution_answer
 from kernelpool.api.json_text import dump_json, parse_json
 from kernelpool.api.quirks import percent_encodes_file_names, reads_results_as_text
@@ -26,11 +26,13 @@ from kernelpool.models import (
     Event,
     Execution,
     ExecutionState,
+    Kind,
     Output,
     ResultOutput,
     StreamOutput,
 )
 
+RULES = Rules(default_timeout=60.0, max_timeout=220.0, default_streams=4096)
 DONE = Execution("e-1", ExecutionState.SUCCEEDED, 1.0, 2.0, 2.25, 7, cause=EndCause.COMPLETED)
 FAILED = replace(DONE, state=ExecutionState.FAILED, cause=EndCause.RAISED)
 ERROR = ErrorOutput("ValueError", "no", ("Cell In[7], line 1", "ValueError: no"))
@@ -327,7 +329,7 @@ def test_events_name_outputs_as_answers_do() -> None:
 
 
 def parse(body: Any) -> Any:
-    return parse_submission(json.dumps(body).encode(), default_timeout=60.0, max_timeout=220.0, default_streams=4096)
+    return parse_submission(json.dumps(body).encode(), RULES)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +367,99 @@ def test_a_fault_never_repeats_what_was_sent() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with suppress(InvalidRequest):
-        parse_submission(body, default_timeout=60.0, max_timeout=220.0, default_streams=4096)
+        parse_submission(body, RULES)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "arguments"),
+    [
+        ({"shellCommand": "ls -l"}, "ls -l", ()),
+        ({"SHELLCOMMAND": "ls", "stdin": None}, "ls", ()),
+        ({"properties": {"shellCommand": ""}}, "", ()),
+        ({"execCommandAndArgs": ["ls", "a b"]}, "ls 'a b'", ("ls", "a b")),
+    ],
+)
+def test_a_command_is_read_and_shown_as_a_shell_would_take_it(body: Any, code: str, arguments: Any) -> None:
+    submission = parse(body)
+
+    assert (submission.code, submission.command.arguments) == (code, arguments)
+    assert (submission.command.stdin, submission.command.pty) == ("", False)
+
+
+def test_stdin_and_terminal_go_with_a_command() -> None:
+    command = parse({"shellCommand": "cat", "stdin": "abc", "pty": True}).command
+
+    assert (command.stdin, command.pty) == ("abc", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"shellCommand": "ls", "execCommandAndArgs": ["ls"]}, {"shellCommand", "execCommandAndArgs"}),
+        ({"shellCommand": "ls", "code": "1"}, {"shellCommand", "code"}),
+        ({"code": "1", "stdin": "x"}, {"stdin"}),
+        ({"code": "1", "pty": True}, {"pty"}),
+        ({"execCommandAndArgs": []}, {"execCommandAndArgs"}),
+        ({"execCommandAndArgs": "ls"}, {"execCommandAndArgs"}),
+        ({"execCommandAndArgs": ["ls", 1]}, {"execCommandAndArgs"}),
+        ({"execCommandAndArgs": ["a\0b"]}, {"execCommandAndArgs"}),
+        ({"shellCommand": ["ls"]}, {"shellCommand"}),
+        ({"shellCommand": "x" * 131_072}, {"shellCommand"}),
+        ({"shellCommand": "a\0b"}, {"shellCommand"}),
+        ({"shellCommand": "ls", "pty": "yes"}, {"pty"}),
+        ({}, {"code"}),
+    ],
+)
+def test_what_makes_no_command_is_told_by_field(body: Any, fields: set[str]) -> None:
+    with pytest.raises(InvalidBody) as caught:
+        parse(body)
+
+    assert caught.value.errors.keys() == fields
+
+
+@pytest.mark.parametrize("field", ["codeInputType", "EXECUTIONTYPE"])
+@pytest.mark.parametrize("body", [{"shellCommand": "ls"}, {"code": "ls"}])
+def test_a_shell_pool_refuses_what_those_of_aca_refuse(body: Any, field: str) -> None:
+    with pytest.raises(InvalidBody) as caught:
+        parse_submission(
+            json.dumps(body | {field: "Inline"}).encode(), Rules(60.0, 220.0, default_streams=4096, is_shell=True)
+        )
+
+    assert [name.lower() for name in caught.value.errors] == [field.lower()]
+
+
+# --- commands
+
+EXITED = replace(DONE, kind=Kind.COMMAND, exit_code=0, execution_count=None)
+
+
+@pytest.mark.parametrize(
+    ("execution", "status"),
+    [
+        (EXITED, "0"),
+        (replace(EXITED, state=ExecutionState.FAILED, cause=EndCause.RAISED, exit_code=3), "3"),
+        (replace(EXITED, state=ExecutionState.FAILED, cause=EndCause.TIMED_OUT, exit_code=None), "-1"),
+        (replace(EXITED, state=ExecutionState.CANCELED, cause=EndCause.CANCELED, exit_code=None), "-1"),
+        (replace(EXITED, state=ExecutionState.RUNNING, cause=None, exit_code=None), "Running"),
+    ],
+)
+def test_the_status_of_a_command_is_its_exit_code(execution: Execution, status: str) -> None:
+    answered = answer(StreamOutput("stdout", "hi\n"), base=execution)
+
+    assert answered["status"] == status
+    assert ("error" in answered) == (status == "-1")
+    if status != "Running":
+        assert answered["result"]["exitCode"] == execution.exit_code
+        assert answered["result"]["stdout"] == "hi\n"
+        assert "executionResult" not in answered["result"]
+
+
+def test_a_command_on_the_old_routes_succeeds_or_fails_as_code_does() -> None:
+    failed = replace(EXITED, state=ExecutionState.FAILED, cause=EndCause.RAISED, exit_code=3)
+
+    assert answer(base=EXITED, shape=Shape.WRAPPED)["properties"]["status"] == "Success"
+    assert answer(base=failed, shape=Shape.FLAT)["status"] == "Failure"
+    assert answer(base=failed, shape=Shape.FLAT)["exitCode"] == 3
 
 
 # --- JSON

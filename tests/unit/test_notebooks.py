@@ -22,6 +22,7 @@ from kernelpool.models import (
     Execution,
     ExecutionState,
     KeptExecution,
+    Kind,
     Origin,
     Output,
     ResultOutput,
@@ -75,8 +76,8 @@ def kept(number: int, code: str | None = "1", *outputs: Output, id: str = "", **
     return KeptExecution(number, code, Execution(id or f"run-{number}", **fields))
 
 
-def document(*executions: KeptExecution, count: int | None = None) -> Notebook:
-    cells = Cells()
+def document(*executions: KeptExecution, count: int | None = None, language: str = "python") -> Notebook:
+    cells = Cells(language)
     made = [cell for each in executions for cell in cells.of(each)]
     if count is not None:
         made += cells.end(count)
@@ -149,6 +150,14 @@ def test_cells_have_ids_that_are_unique_and_the_same_in_every_export() -> None:
     assert "plain" in named
 
 
+def test_a_command_is_a_cell_that_the_kernel_can_run() -> None:
+    command = kept(1, "ls -l | head", kind=Kind.COMMAND)
+
+    assert sources(document(command)) == ["%%bash\nls -l | head"]
+    assert sources(document(command, language="bash")) == ["ls -l | head"]
+    is_valid(document(command))
+
+
 def test_what_is_no_longer_kept_is_said_where_it_is_missing() -> None:
     notebook = document(kept(3, "a"), kept(4, "b"), kept(6, "c"), count=8)
 
@@ -190,7 +199,7 @@ def test_how_a_cell_ended_is_said_in_its_outputs(facts: dict[str, Any], text: st
 def test_a_display_that_a_later_execution_changed_is_shown_as_it_became() -> None:
     first = kept(1, "a", DisplayOutput({"text/plain": "old"}, display_id="d"), DisplayOutput({"text/plain": "other"}))
     second = kept(2, "b", updates=(UpdateDisplayData("d", {"text/plain": "new"}, {}),))
-    cells = Cells()
+    cells = Cells(language="python")
     for each in (first, second):
         cells.foresee(each)
 
@@ -200,7 +209,7 @@ def test_a_display_that_a_later_execution_changed_is_shown_as_it_became() -> Non
 
 
 def test_updates_of_displays_are_held_up_to_a_limit() -> None:
-    cells = Cells()
+    cells = Cells(language="python")
     for number in range(2, 50):
         cells.foresee(kept(number, "", updates=(UpdateDisplayData("d", {"text/plain": "x" * (1 << 20)}, {}),)))
 

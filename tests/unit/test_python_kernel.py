@@ -5,114 +5,25 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 import unittest
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from pathlib import Path
-from queue import Empty
 from typing import Any
 
 import pytest
 import zmq
-from jupyter_client.blocking.client import BlockingKernelClient
-from jupyter_client.connect import write_connection_file
 
 from kernelpool.agent.kernel import SUBSHELLS_ON_CONTROL
+from tests import kernels
+from tests.kernels import SECONDS, Kernel
 
 FOLDER = Path(__file__).parents[2] / "kernels" / "python"
-SECONDS = 30.0
-"""No wait in this file is longer."""
-
-
-@dataclass
-class Cell:
-    """What came back for one request."""
-
-    reply: dict[str, Any]
-    outputs: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
-
-    @property
-    def status(self) -> str:
-        return str(self.reply["status"])
-
-    @property
-    def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.outputs]
-
-    def text(self, name: str = "stdout") -> str:
-        return "".join(
-            content["text"] for kind, content in self.outputs if kind == "stream" and content["name"] == name
-        )
-
-    def bundles(self, *kinds: str) -> list[dict[str, Any]]:
-        kinds = kinds or ("display_data", "execute_result")
-        return [content["data"] for kind, content in self.outputs if kind in kinds]
-
-    @property
-    def result(self) -> str:
-        return "".join(bundle["text/plain"] for bundle in self.bundles("execute_result"))
-
-    @property
-    def images(self) -> int:
-        return sum("image/png" in bundle for bundle in self.bundles())
-
-
-class Kernel:
-    """A kernel process and a client that misses nothing."""
-
-    def __init__(self, home: Path, client: BlockingKernelClient, process: subprocess.Popen[bytes]) -> None:
-        self.home, self.client, self.process = home, client, process
-
-    def wait_until_ready(self) -> None:
-        """Until the kernel answers and our subscription has reached it: what it sent before is lost."""
-        while True:
-            request = self.client.kernel_info()
-            self.reply(request)
-            with suppress(Empty):
-                while self.client.get_iopub_msg(timeout=0.5)["parent_header"].get("msg_id") != request:
-                    pass
-                return
-
-    def run(self, code: str, **options: Any) -> Cell:
-        return self.finish(self.send(code, **options))
-
-    def send(self, code: str, *, stop_on_error: bool = False, **options: Any) -> str:
-        request: str = self.client.execute(code, allow_stdin=False, stop_on_error=stop_on_error, **options)
-        return request
-
-    def finish(self, request: str) -> Cell:
-        """Up to `idle`, which is the last message of a request on IOPub."""
-        outputs: list[tuple[str, dict[str, Any]]] = []
-        while (message := self.next_output(request)) != ("status", {"execution_state": "idle"}):
-            if message[0] not in ("status", "execute_input"):
-                outputs.append(message)
-        return Cell(self.reply(request), outputs)
-
-    def next_output(self, request: str) -> tuple[str, dict[str, Any]]:
-        while True:
-            message = self.client.get_iopub_msg(timeout=SECONDS)
-            if message["parent_header"].get("msg_id") == request:
-                return message["msg_type"], message["content"]
-
-    def reply(self, request: str) -> dict[str, Any]:
-        while True:
-            message = self.client.get_shell_msg(timeout=SECONDS)
-            if message["parent_header"]["msg_id"] == request:
-                return dict(message["content"])
-
-    def wait_for_text(self, request: str, text: str) -> None:
-        seen = ""
-        while text not in seen:
-            kind, content = self.next_output(request)
-            assert (kind, content.get("execution_state")) != ("status", "idle"), f"{text!r} never came, only {seen!r}"
-            seen += content.get("text", "") + content.get("data", {}).get("text/plain", "")
+ARGV = (sys.executable, "-Xfrozen_modules=off", str(FOLDER / "launch.py"))
 
 
 def environment(home: Path, cache: Path) -> dict[str, str]:
@@ -122,39 +33,8 @@ def environment(home: Path, cache: Path) -> dict[str, str]:
     return places | ours
 
 
-@contextmanager
-def started_kernel(cache: Path) -> Iterator[Kernel]:
-    # Not tmp_path: its name is longer than the address of a Unix socket may be.
-    with tempfile.TemporaryDirectory(prefix="kp") as name:
-        home = Path(name, "data")
-        home.mkdir()
-        file = Path(name, "c.json")
-        ports = {
-            f"{channel}_port": port for port, channel in enumerate(("shell", "iopub", "stdin", "control", "hb"), 1)
-        }
-        write_connection_file(str(file), transport="ipc", ip=str(Path(name, "k")), **ports)  # type: ignore[arg-type]
-        argv = [sys.executable, "-Xfrozen_modules=off", str(FOLDER / "launch.py"), "-f", str(file)]
-        process = subprocess.Popen(
-            argv,
-            cwd=home,
-            env=environment(home, cache),
-            stdin=subprocess.PIPE,  # never closed nor written to
-            stdout=subprocess.PIPE,  # read by nobody: a kernel that echoes would come to a halt
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        client = BlockingKernelClient()
-        client.load_connection_file(str(file))
-        client.start_channels()
-        try:
-            kernel = Kernel(home, client, process)
-            kernel.wait_until_ready()
-            yield kernel
-        finally:
-            client.stop_channels()
-            process.kill()
-            process.communicate(timeout=SECONDS)
-            client.context.destroy(linger=0)
+def started_kernel(cache: Path) -> AbstractContextManager[Kernel]:
+    return kernels.started_kernel(ARGV, lambda home: environment(home, cache))
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def _path_item(path: str) -> Json:
 
 
 def _operation(tag: str, operation: Operation, known_errors: Collection[int]) -> Json:
-    errors = sorted({*(OPEN if operation.is_open else EVERYWHERE), *operation.errors} & {*known_errors})
+    errors = {*(OPEN if operation.is_open else EVERYWHERE), *operation.errors} & {*known_errors}
     return {
         "operationId": operation.id,
         "summary": operation.summary,
@@ -69,7 +69,7 @@ def _operation(tag: str, operation: Operation, known_errors: Collection[int]) ->
         **({"requestBody": operation.body} if operation.body else {}),
         "responses": {
             **{str(status): answer for status, answer in operation.answers.items()},
-            **{str(status): ref(component(status), "responses") for status in errors},
+            **{str(status): ref(component(status), "responses") for status in sorted(errors - set(operation.answers))},
         },
     }
 

@@ -18,7 +18,7 @@ from kernelpool.api.openapi.operation import (
     text,
 )
 from kernelpool.api.openapi.shared import FINDS, SAME_SESSION, SESSION_HEADERS, USES, VERSION_HEADERS, also
-from kernelpool.models import EndCause, ExecutionState, Origin
+from kernelpool.models import EndCause, ExecutionState, Kind, Origin
 
 _MIME_BUNDLE = {"type": "object", "description": "Representations by MIME type; binary ones are base64."}
 _FILES = array_of({"type": "string"}) | {"description": "Workspace files that it was saved to."}
@@ -76,6 +76,12 @@ _RESULT: dict[str, Json] = {
     "stderr": text("Likewise; after a failure with its message and traceback."),
     "executionTimeInMilliseconds": _COUNT,
     "executionCount": {"type": ["integer", "null"]},
+    "exitCode": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "maximum": 255,
+        "description": "Of commands alone: 128 and a signal's number after a signal, null when it was ended before.",
+    },
     "truncated": object_of(
         {"stdout": _COUNT, "stderr": _COUNT, "outputs": _COUNT}, description="Bytes that were left out."
     ),
@@ -90,6 +96,7 @@ _RESULT: dict[str, Json] = {
     "message": _NULLABLE_TEXT | {"description": "A sentence on how it ended."},
     "outputs": array_of(ref("Output")) | {"description": "Everything shown, in order, as in a notebook."},
 }
+_OPTIONAL = ["outputs", "exitCode"]
 _VALUE = ref("Value")
 _LEGACY = {"id": text(), "status": {"enum": sorted(set(LEGACY_STATUS.values()))}}
 
@@ -107,19 +114,22 @@ SCHEMAS: dict[str, Json] = {
             "id": text(),
             "identifier": text("The session."),
             "executionType": {"enum": ["Synchronous", "Asynchronous"]},
-            "status": {"enum": sorted(set(MODERN_STATUS.values()))},
+            "status": {
+                "description": "Of a command that has ended its exit code, or -1 when it was ended before.",
+                "anyOf": [{"enum": sorted(set(MODERN_STATUS.values()))}, text() | {"pattern": "^(-1|[0-9]{1,3})$"}],
+            },
             "result": ref("ExecutionResult"),
             "error": object_of({"code": text(), "message": text()}, description="Why it did not succeed."),
         },
         optional=["result", "error"],
         description="`result` is there once it has ended.",
     ),
-    "ExecutionResult": object_of({**_RESULT, "executionResult": _VALUE}, optional=["outputs"]),
-    "FlatExecution": object_of({**_LEGACY, **_RESULT, "result": _VALUE}, optional=["outputs"]),
+    "ExecutionResult": object_of({**_RESULT, "executionResult": _VALUE}, optional=[*_OPTIONAL, "executionResult"]),
+    "FlatExecution": object_of({**_LEGACY, **_RESULT, "result": _VALUE}, optional=_OPTIONAL),
     "WrappedExecution": object_of(
         {
             "properties": object_of(
-                {**_LEGACY, **_RESULT, "result": _VALUE, "executionResult": _VALUE}, optional=["outputs"]
+                {**_LEGACY, **_RESULT, "result": _VALUE, "executionResult": _VALUE}, optional=_OPTIONAL
             )
         }
     ),
@@ -140,6 +150,7 @@ _PAGE = object_of(
                     "id": text(),
                     "number": {"type": "integer", "minimum": 1},
                     "origin": text("By which door it came.", enum=[origin.value for origin in Origin]),
+                    "kind": text("Code, or a command.", enum=[kind.value for kind in Kind]),
                     "status": {"enum": sorted(set(MODERN_STATUS.values()))},
                     "code": _NULLABLE_TEXT | {"description": "Null when it was too long to be kept."},
                     "cell": _NULLABLE_TEXT | {"description": "The id of the notebook's cell that it stands in."},
@@ -172,10 +183,30 @@ _OPTIONS: dict[str, Json] = {
 }
 
 
+_WITHOUT_NUL = "^[^\\u0000]*$"
+_INPUT: dict[str, Json] = {
+    "stdin": _NULLABLE_TEXT | {"description": "What the command reads; nothing, when it is left out."},
+    "pty": _OPTIONAL_FLAG | {"description": "Whether the command gets a terminal, where both streams are stdout."},
+}
+_COMMANDS: dict[str, Json] = {
+    "shellCommand": text("For `bash -lc`, at most 131,071 bytes.", pattern=_WITHOUT_NUL),
+    "execCommandAndArgs": array_of({"type": "string", "pattern": _WITHOUT_NUL})
+    | {"minItems": 1, "description": "A program and its arguments."},
+}
+
+
 def _body(name: str, *, wrapped: bool) -> Json:
-    fields = {name: text("Python code, or base64 of it as `codeInputType` says."), **_OPTIONS}
-    inner = object_of(fields, optional=_OPTIONS)
-    schema = object_of({"properties": inner}) if wrapped else inner
+    """Code, or one of the two kinds of commands, which only the newest shape tells of."""
+    code = object_of(
+        {name: text("Code, or base64 of it as `codeInputType` says. Both are refused by Shell pools."), **_OPTIONS},
+        optional=_OPTIONS,
+    )
+    limits = {option: _OPTIONS[option] for option in ("timeoutInSeconds", "outputStreamsMaxLength")}
+    commands = [
+        object_of({field: schema, **_INPUT, **limits}, optional=[*_INPUT, *limits])
+        for field, schema in _COMMANDS.items()
+    ]
+    schema = object_of({"properties": code}) if wrapped else {"oneOf": [code, *commands]}
     value: Json = {name: "x = 20\nprint('hello')\nx + 1"}
     return {
         "required": True,
@@ -220,7 +251,7 @@ def _answered(schema: str, headers: Json, *, streams: bool = True, links: Json |
 
 
 def _submit(id: str, summary: str, answers: dict[int, Json], body: Json) -> Operation:
-    parameters = also("operationId", "outputs", "lastEventId")
+    parameters = also("operationId", "outputs", "lastEventId", "prefer")
     return Operation(id, summary, answers, _STREAMING, parameters, body, errors=USES)
 
 
@@ -234,12 +265,12 @@ _STREAMING = "With `Accept: text/event-stream`, Server-Sent Events: each output 
 
 SURFACE = Surface(
     "Executions",
-    "Code, run in a session's one interpreter, in the order in which it came.",
+    "Code, run in a session's one interpreter, in the order in which it came; commands, run beside it.",
     at_both_bases(
         {
             f"POST {POOL}/executions": _submit(
                 "execute",
-                "Run code",
+                "Run code, or a command",
                 _answered("Execution", _SUBMITTED, links=_LINKS),
                 _body("code", wrapped=False),
             ),

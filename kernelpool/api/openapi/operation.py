@@ -28,7 +28,7 @@ class Operation:
     id: str
     summary: str
     answers: Mapping[int, Json] | Mapping[int | str, Json]
-    """Of the statuses below 400, Response Objects; `default` is any other."""
+    """Response Objects of the statuses below 400, and of errors that look otherwise here; `default` is any other."""
     description: str = ""
     parameters: Sequence[Json] = ()
     """Without those of the path, which are known by their names."""

@@ -73,6 +73,9 @@ PARAMETERS: dict[str, Json] = {
     "lastEventId": parameter(
         "Last-Event-ID", text(), "Of a stream that was lost: the last id that was seen.", "header"
     ),
+    "prefer": parameter(
+        "Prefer", text(), "`respond-async`: as `executionType` Asynchronous, and for Shell pools, too.", "header"
+    ),
     "outputs": parameter("outputs", {"type": "boolean"}, "`false` leaves `outputs` out of the answer."),
     "outputStreamsMaxLength": parameter(
         "outputStreamsMaxLength",

@@ -22,7 +22,8 @@ from kernelpool.backends.docker.context import Target, find_target
 from kernelpool.backends.docker.engine import Engine, EngineError
 from kernelpool.backends.docker.image import Image
 from kernelpool.backends.docker.pull import pull
-from kernelpool.backends.tree.packages import metadata_of
+from kernelpool.backends.tree.npm import LOCK, NODE_MODULES
+from kernelpool.backends.tree.packages import Contents, metadata_of
 from kernelpool.errors import BackendUnavailable, PrepareFailed
 from kernelpool.runtimes import Runtime
 
@@ -34,19 +35,21 @@ VERSION: Final = "org.opencontainers.image.version"
 _LOOK: Final = """\
 import importlib.metadata, json, os, platform, sys
 packages = {dist.metadata["Name"]: dist.version for dist in importlib.metadata.distributions()}
-complete = all(map(os.path.exists, sys.argv[1:]))
-print(json.dumps({"python": platform.python_version(), "packages": packages, "complete": complete}))
+complete = all(map(os.path.exists, sys.argv[2:]))
+lock = json.load(open(sys.argv[1]))["packages"] if os.path.exists(sys.argv[1]) else {}
+npm = {place[13:]: facts.get("version", "") for place, facts in lock.items() if place.count("node_modules/") == 1}
+contents = {"python": platform.python_version(), "packages": packages, "npm": npm}
+print(json.dumps({"contents": contents, "complete": complete}))
 """
 
 
 @dataclass(frozen=True, slots=True)
-class _Contents:
-    python: str
-    packages: dict[str, str]
+class _Seen:
+    contents: Contents
     complete: bool
 
 
-_CONTENTS_OF = TypeAdapter(_Contents)
+_SEEN = TypeAdapter(_Seen)
 
 
 async def find_or_build(engine: Engine, runtime: Runtime, say: Say) -> Image:
@@ -114,15 +117,15 @@ async def describe(engine: Engine, id: str, runtime: Runtime) -> RuntimeMetadata
     finally:
         await engine.call(lambda client: client.remove_container(made["Id"], force=True))
     try:
-        contents = _CONTENTS_OF.validate_json(output)
+        seen = _SEEN.validate_json(output)
     except ValidationError:
-        contents = _Contents("", {}, complete=False)
-    if not contents.complete:
+        seen = _Seen(Contents("", {}, {}), complete=False)
+    if not seen.complete:
         raise PrepareFailed(
             f"the image {id} is none of the {runtime.name} runtime: it needs {PYTHON}, and in {PROGRAM} the agent and "
             "the runtime, as an image has that is built FROM ours"
         )
-    return metadata_of(runtime, contents.packages, contents.python, time.time())
+    return metadata_of(runtime, seen.contents, time.time())
 
 
 def _container(id: str, runtime: Runtime) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def _container(id: str, runtime: Runtime) -> dict[str, Any]:
         "Image": id,
         "User": f"{SANDBOX_UID}:{SANDBOX_UID}",
         "Env": [f"{name}={value}" for name, value in ENVIRONMENT.items()],
-        "Entrypoint": [PYTHON, "-I", "-c", _LOOK, f"{PROGRAM}/__main__.py", f"{PROGRAM}/kernels/{runtime.name}"],
+        "Entrypoint": [PYTHON, "-I", "-c", _LOOK, f"{NODE_MODULES}/{LOCK}", *_needed(runtime)],
         "Cmd": None,
         "Labels": {LOOK: "1"},
         "Healthcheck": {"Test": ["NONE"]},
@@ -147,6 +150,10 @@ def _container(id: str, runtime: Runtime) -> dict[str, Any]:
             "LogConfig": {"Type": "json-file", "Config": {"max-size": "1m", "max-file": "1"}},
         },
     }
+
+
+def _needed(runtime: Runtime) -> tuple[str, ...]:
+    return f"{PROGRAM}/__main__.py", f"{PROGRAM}/kernels/{runtime.name}"
 
 
 def _run(container: str, client: APIClient) -> bytes:

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from kernelpool.backends.base import RuntimeMetadata, Say
-from kernelpool.backends.tree import hostfiles, interpreter, libraries, packages, program, userland
+from kernelpool.backends.tree import hostfiles, interpreter, libraries, packages, program, programs, userland
 from kernelpool.backends.tree.steps import PART_PREFIX, beside, exclusive, in_thread, remove_leftovers
 from kernelpool.errors import PrepareFailed
 from kernelpool.runtimes import Runtime
@@ -29,6 +29,7 @@ MIB = 1 << 20
 _BASE_BYTES = 300 * MIB
 _PACKAGE_BYTES = 60 * MIB
 """The data stack's average, unpacked and compiled, with the wheels still beside it."""
+_NPM_BYTES = 500 * MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def root_key(runtime: Runtime) -> str:
     is made anew, which removing its directory does."""
     facts = [BUILDER_VERSION, sys.version, sysconfig.get_platform(), list(userland.TOOLS)]
     facts += [list(packages.AGENT_REQUIREMENTS), list(runtime.requirements)]
+    facts += [runtime.programs, runtime.npm_lock] if runtime.programs or runtime.npm_lock else []
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
 
 
@@ -96,6 +98,7 @@ async def _build_root(runtime: Runtime, folder: Path, say: Say) -> None:
         await in_thread(userland.copy_userland, root)
         await in_thread(interpreter.copy_interpreter, root)
         await packages.install(root, (*packages.AGENT_REQUIREMENTS, *runtime.requirements), say)
+        await programs.add_programs(runtime, root, say)
         say("compiling")
         await packages.compile_all(root, "/", [root / "usr/local/lib", hostfiles.inside(root, packages.VENV)])
         say("copying the shared libraries")
@@ -106,7 +109,7 @@ async def _build_root(runtime: Runtime, folder: Path, say: Say) -> None:
 
 
 def _check_space(runtime: Runtime, shelf: Path) -> None:
-    needed = _BASE_BYTES + _PACKAGE_BYTES * len(runtime.requirements)
+    needed = _BASE_BYTES + _PACKAGE_BYTES * len(runtime.requirements) + (_NPM_BYTES if runtime.npm_lock else 0)
     free = shutil.disk_usage(shelf).free
     if free < needed:
         raise PrepareFailed(

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from kernelpool.backends.tree import hostfiles, interpreter, packages, program, userland
+from kernelpool.backends.tree import hostfiles, interpreter, packages, program, programs, userland
 from kernelpool.errors import KernelpoolError
 from kernelpool.models import WORKSPACE
 from kernelpool.runtimes import load_runtimes
@@ -35,9 +35,11 @@ async def packages_layer(name: str, root: Path) -> None:
     runtime = load_runtimes(_SOURCE / "kernels")[name]
     lines = (*packages.AGENT_REQUIREMENTS, *runtime.requirements)
     await _install(root, lines, runtime.folder / "constraints.txt")
+    await programs.add_programs(runtime, root, _say)
     for path in (WORKSPACE, "/run/kp"):
         hostfiles.inside(root, path).mkdir(parents=True)
     _add_user(root, "sandbox", userland.SANDBOX_UID, WORKSPACE)
+    _keep_path(root)
 
 
 async def program_layer(name: str, root: Path) -> None:
@@ -49,7 +51,7 @@ async def program_layer(name: str, root: Path) -> None:
 
 async def gateway_layer(name: str, root: Path) -> None:
     """kernelpool itself, with what sends traces."""
-    await _install(root, [f"{name}[otel] @ {_SOURCE.as_uri()}"], _SOURCE / "constraints.txt")
+    await _install(root, [f"{name}[mcp,otel] @ {_SOURCE.as_uri()}"], _SOURCE / "constraints.txt")
     state = hostfiles.inside(root, "/var/lib/kernelpool")
     state.mkdir(parents=True)
     _add_user(root, name, GATEWAY_UID, "/var/lib/kernelpool")
@@ -93,6 +95,13 @@ def _add_user(root: Path, name: str, uid: int, home: str) -> None:
     (root / "etc").mkdir(exist_ok=True)
     for file, line in lines.items():
         (root / "etc" / file).write_text(Path("/etc", file).read_text() + line)
+
+
+def _keep_path(root: Path) -> None:
+    """The base's /etc/profile gives login shells, which commands run in, another PATH. This follows it."""
+    folder = root / "etc/profile.d"
+    folder.mkdir(parents=True)
+    (folder / "kernelpool.sh").write_text('PATH="$HOME/.local/bin:/opt/venv/bin:$PATH"\n')
 
 
 def _settle(root: Path) -> None:

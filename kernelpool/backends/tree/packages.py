@@ -10,11 +10,14 @@ import sys
 import sysconfig
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from kernelpool import __version__
 from kernelpool.backends.base import Package, RuntimeMetadata, Say
 from kernelpool.backends.tree.hostfiles import inside
 from kernelpool.backends.tree.interpreter import PREFIX, VERSION, base_executable
+from kernelpool.backends.tree.npm import NODE_MODULES, npm_packages
 from kernelpool.backends.tree.steps import in_thread, run
 from kernelpool.errors import PrepareFailed
 from kernelpool.runtimes import Runtime
@@ -177,17 +180,29 @@ def describe(runtime: Runtime, root: Path) -> RuntimeMetadata:
     """What the tree holds, read from the tree."""
     found = importlib.metadata.distributions(path=[str(inside(root, SITE))])
     versions = {dist.metadata["Name"]: dist.version for dist in found}
-    return metadata_of(runtime, versions, platform.python_version(), time.time())
+    contents = Contents(platform.python_version(), versions, npm_packages(inside(root, NODE_MODULES)))
+    return metadata_of(runtime, contents, time.time())
 
 
-def metadata_of(runtime: Runtime, versions: Mapping[str, str], python: str, created_at: float) -> RuntimeMetadata:
-    """`versions` of the packages in /opt/venv, whose interpreter is of version `python`."""
-    kernel = "ipykernel" if "ipykernel" in versions else ""
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What is in a tree or an image, by name and version."""
+
+    python: str
+    packages: Mapping[str, str]
+    """In /opt/venv."""
+    npm: Mapping[str, str]
+
+
+def metadata_of(runtime: Runtime, contents: Contents, created_at: float) -> RuntimeMetadata:
+    """In the words of the runtime's language: Python's packages are of no interest where they only serve its kernel."""
+    is_python = runtime.language.lower() == "python"
+    shown = contents.packages if is_python else contents.npm
     return RuntimeMetadata(
-        language=runtime.language,
-        language_version=python if runtime.language.lower() == "python" else "",
-        packages=tuple(Package(name, versions[name]) for name in sorted(versions, key=str.lower)),
+        language=runtime.name,
+        language_version=contents.python if is_python else contents.packages.get(runtime.version_of, ""),
+        packages=tuple(Package(name, shown[name]) for name in sorted(shown, key=str.lower)),
         created_at=created_at,
-        kernel_name=kernel,
-        kernel_version=versions.get(kernel, ""),
+        kernel_name=runtime.kernel or f"kernelpool-{runtime.name}",
+        kernel_version=contents.packages.get(runtime.kernel, __version__),
     )

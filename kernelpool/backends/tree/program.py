@@ -13,8 +13,8 @@ from kernelpool.runtimes import Runtime
 
 SEEN_AS = "/opt/kernelpool"
 
-PARTS = ("__init__.py", "errors.py", "models.py", "protocol", "agent")
-"""Of the package: what the agent may import. Nothing that knows the gateway."""
+PARTS = ("__init__.py", "errors.py", "models.py", "wire.py", "protocol", "agent")
+"""Of the package: what the agent and kernels of ours may import. Nothing that knows the gateway."""
 
 _WITHOUT = frozenset({"__pycache__", "py.typed"})
 
@@ -58,3 +58,4 @@ def write_program(runtime: Runtime, target: Path, package: Path | None = None) -
         place = target / name
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
+        place.chmod(0o755 if content.startswith(b"#!") else 0o644)

@@ -1,0 +1,240 @@
+"""The process of Node.js: commands to it, and what comes of it, in the order in which it came about.
+
+Its descriptor 1 is the order: text, with a mark where each message belongs, which comes by a pipe of its own. So a
+picture stands between the lines that were printed before and after it, whoever printed them.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import secrets
+import select
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import zmq
+
+from .inspector import LISTENING, NOISE, Inspector
+
+MAIN = Path(__file__).resolve().parents[1] / "host" / "main.cjs"
+READ_SIZE = 1 << 16
+MOST_READS = 64
+"""Of one pipe before others have their turn."""
+MARK_LOST = 1.0
+"""Seconds after which a message is taken without its mark: the user's code may have closed what it is written to."""
+
+OnText = Callable[[str, str], None]
+OnMessage = Callable[[dict[str, Any]], None]
+
+
+class Host:
+    """`on_text(stream, text)` and `on_message(message)` are called by `read`, in order."""
+
+    def __init__(self, node: Sequence[str], on_text: OnText, on_message: OnMessage) -> None:
+        """`node`: the command, without the script."""
+        self._on_text, self._on_message = on_text, on_message
+        mark = secrets.token_hex(8)
+        self._mark = f"\0{mark}:".encode()
+        commands, self._commands = os.pipe()
+        self._messages, messages = os.pipe()
+        self._process = subprocess.Popen(
+            [*node, str(MAIN), mark, str(commands), str(messages)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(commands, messages),
+        )
+        os.close(commands)
+        os.close(messages)
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        self._stdout, self._stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
+        self._died = os.pidfd_open(self._process.pid)
+        for pipe in (self._commands, self._messages, self._stdout, self._stderr):
+            os.set_blocking(pipe, False)
+        # The mutable state: what could not be written yet; what was read of messages and of text; messages whose mark
+        # is still to come, how many have had theirs, and since when the first waits.
+        self._unwritten = bytearray()
+        self._line = bytearray()
+        self._text = bytearray()
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._marked = 0
+        self._since: float | None = None
+        self._listens = False
+        self._inspector: Inspector | None = None
+        self._begun_line = ""
+        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
+
+    def sources(self, *, text: bool) -> dict[int, int]:
+        """Descriptors to poll, and for what in the words of ZMQ; those of text only when it is wanted."""
+        found = {self._messages: zmq.POLLIN, self._died: zmq.POLLIN}
+        if text:
+            found |= {self._stdout: zmq.POLLIN, self._stderr: zmq.POLLIN}
+        if self._unwritten:
+            found[self._commands] = zmq.POLLOUT
+        return found
+
+    @property
+    def patience(self) -> float | None:
+        """Seconds until `read` has something to do by itself."""
+        return None if self._since is None else max(0.0, self._since + MARK_LOST - monotonic())
+
+    def command(self, do: str, **values: Any) -> None:
+        self._unwritten += json.dumps({"do": do, **values}).encode() + b"\n"
+        self.write()
+
+    def write(self) -> None:
+        """Goes on with what could not be written at once."""
+        with suppress(BlockingIOError, BrokenPipeError):
+            while self._unwritten:
+                del self._unwritten[: os.write(self._commands, self._unwritten)]
+
+    def read(self) -> None:
+        """All that there is now."""
+        for _ in range(MOST_READS):
+            data = _read(self._stdout)
+            self._text += data
+            self._take_text()
+            if len(data) < READ_SIZE:
+                break
+        self._read_messages()
+        self._read_stderr()
+        if not self._waiting:
+            self._since = None
+        elif self._since is None:
+            self._since = monotonic()
+        elif not self.patience:
+            self._hand_on(self._marked + len(self._waiting))
+
+    def busy_seconds(self) -> float:
+        """How long the thread that runs JavaScript was busy so far."""
+        with suppress(OSError):
+            stat = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/stat").read_text()
+            user, system = stat.rpartition(")")[2].split()[11:13]
+            return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+        return 0.0
+
+    def stop_by_force(self) -> None:
+        """JavaScript that has not looked up since SIGINT is ended; `read` does the rest."""
+        if self._inspector is None:
+            self._listens = True
+            os.kill(self._process.pid, signal.SIGUSR1)
+        else:
+            with suppress(OSError):
+                self._inspector.terminate()
+
+    def settle(self) -> None:
+        """What came out until now is all of a cell."""
+        self._read_stderr()
+        rest, self._begun_line = self._begun_line, ""
+        self._tell("stderr", rest)
+        for name, decoder in self._decoders.items():
+            self._tell(name, decoder.decode(b"", final=True))
+
+    def died(self) -> int | None:
+        """The return code of the process, once it has ended and all that it said is read."""
+        if not select.select([self._died], [], [], 0)[0]:
+            return None
+        self.read()
+        self._hand_on(self._marked + len(self._waiting))
+        self._tell_bytes("stdout", bytes(self._text))
+        self.settle()
+        return self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def _take_text(self) -> None:
+        while (start := self._text.find(self._mark)) >= 0 and (end := self._text.find(b"\n", start)) >= 0:
+            self._tell_bytes("stdout", bytes(self._text[:start]))
+            number = bytes(self._text[start + len(self._mark) : end])
+            del self._text[: end + 1]
+            if number.isdigit():
+                self._hand_on(int(number))
+        kept = self._begun_mark()
+        self._tell_bytes("stdout", bytes(self._text[: len(self._text) - kept]))
+        del self._text[: len(self._text) - kept]
+
+    def _begun_mark(self) -> int:
+        """How many bytes at the end may be of a mark."""
+        if (start := self._text.find(self._mark)) >= 0:
+            return len(self._text) - start
+        start = self._text.rfind(b"\0", -len(self._mark))
+        return len(self._text) - start if start >= 0 and self._mark.startswith(self._text[start:]) else 0
+
+    def _hand_on(self, number: int) -> None:
+        """Messages up to that one, which were written before their mark was."""
+        while self._marked + len(self._waiting) < number and self._read_messages():
+            pass
+        while self._waiting and self._marked < number:
+            self._marked += 1
+            message = self._waiting.popleft()
+            self._read_stderr()
+            self._on_message(message)
+
+    def _read_messages(self) -> bool:
+        """Whether there was anything."""
+        data = _read(self._messages)
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            whole = bytes(self._line) + line
+            self._line.clear()
+            self._waiting.append(_parse(whole))
+        self._line += rest
+        return bool(data)
+
+    def _read_stderr(self) -> None:
+        data = _read(self._stderr)
+        if data and self._listens:
+            self._listen(self._decoders["stderr"].decode(data))
+        elif data:
+            self._tell_bytes("stderr", data)
+
+    def _listen(self, text: str) -> None:
+        """For where the inspector is, from the first time on: it says so when it likes. JavaScript does not write here,
+        so what it says is known from what the user's programs say."""
+        *lines, self._begun_line = (self._begun_line + text).split("\n")
+        for line in lines:
+            if self._inspector is None and (told := LISTENING.search(line)):
+                with suppress(OSError):
+                    self._inspector = Inspector(told)
+                    if not self._is_done():
+                        self._inspector.terminate()
+            if not NOISE.search(line):
+                self._tell("stderr", line + "\n")
+
+    def _is_done(self) -> bool:
+        """It has looked up meanwhile: what would be ended now is what comes next."""
+        self._read_messages()
+        return any(message["type"] == "done" for message in self._waiting)
+
+    def _tell_bytes(self, name: str, data: bytes) -> None:
+        self._tell(name, self._decoders[name].decode(data))
+
+    def _tell(self, name: str, text: str) -> None:
+        if text:
+            self._on_text(name, text)
+
+
+def _read(pipe: int) -> bytes:
+    with suppress(BlockingIOError):
+        return os.read(pipe, READ_SIZE)
+    return b""
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    """The user's code can write there too, so it may be anything."""
+    with suppress(ValueError):
+        message = json.loads(line)
+        if isinstance(message, dict) and isinstance(message.get("type"), str):
+            return message
+    return {"type": "nothing"}

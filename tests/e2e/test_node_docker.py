@@ -1,0 +1,43 @@
+"""JavaScript sessions on Docker: the same tests, on a pool with `backend = "docker"`.
+
+Its image takes minutes, and what it has of its own is little: they run where `KPTEST_IMAGES=all` asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e.gateways import Gateway, state_of
+from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
+    session,
+    test_a_loop_that_does_not_end_is_stopped_and_the_state_kept,
+    test_a_picture_is_the_result_and_a_file,
+    test_a_session_as_an_agent_has_it,
+    test_metadata_tells_of_node_and_its_packages,
+    test_packages_can_be_installed_beside_those_that_are_there,
+    test_programs_of_the_session_find_the_same_packages,
+    test_results_are_json_as_with_python,
+    test_the_end_of_the_process_is_told_and_the_loss_of_state,
+    test_too_much_memory_costs_the_kernel_and_not_the_session,
+)
+from tests.engine import image_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # the first of them builds the image
+    pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),
+]
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    image_of("node")
+    folder = tmp_path_factory.mktemp("node-docker")
+    gateway = Gateway(folder, state=state_of("node-docker"), runtime="node", backend="docker", ready=1, max_sessions=8)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+    assert gateway.traces() == []

@@ -1,0 +1,35 @@
+"""Shell sessions on Docker: the same tests, on a pool with `backend = "docker"`.
+
+Its image takes a minute, and what it has of its own is little: they run where `KPTEST_IMAGES=all` asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.e2e import test_shell
+from tests.e2e.gateways import Gateway, state_of
+from tests.e2e.test_shell import *  # noqa: F403
+from tests.engine import image_of
+
+shell, any_session, langchain = test_shell.shell, test_shell.any_session, test_shell.langchain
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),  # the first of them builds the image
+    pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),
+]
+
+
+@pytest.fixture(scope="module")
+def shell_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    image_of("shell")
+    folder, state = tmp_path_factory.mktemp("shell"), state_of("docker-shell")
+    gateway = Gateway(folder, state=state, name="shell", runtime="shell", backend="docker", ready=2, max_sessions=24)
+    gateway.start()
+    yield gateway
+    gateway.stop()
+    assert gateway.traces() == []

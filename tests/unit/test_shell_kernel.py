@@ -1,0 +1,277 @@
+"""The shell kernel as a client on its sockets sees it: what notebooks have, and what breaks other kernels of bash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kernels import SECONDS, Cell, Kernel, started_kernel
+
+LAUNCHER = Path(__file__).parents[2] / "kernels" / "shell" / "launch.py"
+
+
+def environment(home: Path) -> dict[str, str]:
+    return {"HOME": str(home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Kernel]:
+    with started_kernel([sys.executable, str(LAUNCHER)], environment) as kernel:
+        yield kernel
+
+
+@pytest.fixture
+def kernel(shared: Kernel) -> Kernel:
+    """One process for all tests; what a test defines must not be what another relies on."""
+    return shared
+
+
+@pytest.fixture
+def fresh() -> Iterator[Kernel]:
+    with started_kernel([sys.executable, str(LAUNCHER)], environment) as kernel:
+        yield kernel
+
+
+def failure(cell: Cell) -> tuple[str, str]:
+    assert cell.status == "error"
+    assert ("error", cell.reply["ename"]) in [(kind, content.get("ename")) for kind, content in cell.outputs]
+    return cell.reply["ename"], cell.reply["evalue"]
+
+
+STATE = [
+    ("x=41", "echo $((x + 1))", "42\n"),
+    ("greet() { echo hello $1; }", "greet you", "hello you\n"),
+    ("declare -A map=([a]=1)", 'echo "${map[a]}"', "1\n"),
+    ("export WORD=known", "bash -c 'echo $WORD'", "known\n"),
+    ("mkdir -p down && cd down", 'echo "${PWD##*/}"; cd ..', "down\n"),
+    ("alias say='echo said'", "say it", "said it\n"),
+    ("shopt -s nullglob", "echo *.nothing; shopt -u nullglob", "\n"),
+    ("words=(a 'b c')", 'printf "%s|" "${words[@]}"', "a|b c|"),
+]
+
+
+@pytest.mark.parametrize(("first", "then", "expected"), STATE)
+def test_state_stays(kernel: Kernel, first: str, then: str, expected: str) -> None:
+    assert kernel.run(first).status == "ok"
+
+    assert kernel.run(then).text() == expected
+
+
+CELLS = [
+    ("echo out; echo err >&2", "out\n", "err\n"),
+    ("printf 'no newline'", "no newline", ""),
+    ("echo ä€𝄞", "ä€𝄞\n", ""),
+    (r"printf 'a\xffb'", "a\ufffdb", ""),
+    (r"printf 'two\r\nlines'", "two\r\nlines", ""),
+    ("cat <<END\n  $((6 * 7))\nEND", "  42\n", ""),
+    ("for i in 1 2 3\ndo\n  echo $i\ndone", "1\n2\n3\n", ""),
+    ("read -r line || echo 'nothing there'", "nothing there\n", ""),
+    ("cat; python3 -c 'import sys; print(repr(sys.stdin.read()))'", "''\n", ""),
+    ("PS1='$ '; PS2='> '; echo prompt", "prompt\n", ""),
+    ("echo 'what!'; echo !! \"hi!\"", "what!\n!! hi!\n", ""),
+    ("break", "", ""),
+    ("(echo sub; exit 7) || echo failed with $?", "sub\nfailed with 7\n", ""),
+    ("[ -t 0 ] || [ -t 1 ] || echo no terminal", "no terminal\n", ""),
+    ("", "", ""),
+    ("# a comment", "", ""),
+    ("set -- a b; echo $# $1; shift; echo $1", "2 a\nb\n", ""),
+    ("exec 3>file; echo kept >&3; exec 3>&-; cat file", "kept\n", ""),
+]
+
+
+@pytest.mark.parametrize(("code", "out", "err"), CELLS)
+def test_a_cell_shows_what_it_writes_each_stream_by_itself(kernel: Kernel, code: str, out: str, err: str) -> None:
+    cell = kernel.run(code)
+
+    assert (cell.text(), cell.text("stderr"), cell.status) == (out, err, "ok")
+
+
+def test_an_exit_status_is_an_error_and_known_to_the_next_cell(kernel: Kernel) -> None:
+    assert failure(kernel.run("echo before; (exit 5)")) == ("ExitStatus", "5")
+
+    assert kernel.run("echo $?").text() == "5\n"
+    assert kernel.run("echo $?").text() == "0\n"
+
+
+@pytest.mark.parametrize("code", ["no_such_command", "if then", "echo 'never closed", "cat /no/such/file"])
+def test_what_goes_wrong_is_said_and_the_shell_is_kept(kernel: Kernel, code: str) -> None:
+    kernel.run("kept=yes")
+
+    cell = kernel.run(code)
+
+    assert failure(cell)[0] == "ExitStatus"
+    assert cell.text("stderr")
+    assert kernel.run("echo $kept").text() == "yes\n"
+
+
+def test_an_expansion_that_fails_ends_its_cell_alone(kernel: Kernel) -> None:
+    cell = kernel.run("kept=yes; echo ${nothing:?is not set}; echo never")
+
+    assert failure(cell)[0] == "ExitStatus"
+    assert "is not set" in cell.text("stderr")
+    assert kernel.run("echo $kept").text() == "yes\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"), [("exit 3", "3"), ("set -e; false; echo never", "1"), ("kill -KILL $$", "137"), ("exit", "0")]
+)
+def test_a_shell_that_exits_says_so_and_a_new_one_takes_its_place(kernel: Kernel, code: str, status: str) -> None:
+    kernel.run("gone=soon")
+
+    name, value = failure(kernel.run(f"echo last; {code}"))
+
+    assert name == "ShellExited"
+    assert f"exited with {status};" in value
+    assert kernel.run("echo [$gone] $-").text().startswith("[] ")
+
+
+def test_what_was_written_before_an_exit_is_there(kernel: Kernel) -> None:
+    assert kernel.run("seq 20000; exit 1").text().splitlines()[-1] == "20000"
+
+
+@pytest.mark.parametrize(
+    "code", ["sleep 1000; echo never", "while :; do :; done", "f() { sleep 1000; echo never; }; f"]
+)
+def test_an_interrupt_ends_the_cell_and_keeps_the_shell(kernel: Kernel, code: str) -> None:
+    kernel.run("kept=yes")
+    request = kernel.send(f"echo on; {code}")
+    kernel.wait_for_text(request, "on")
+
+    os.killpg(kernel.process.pid, signal.SIGINT)
+    cell = kernel.finish(request)
+
+    assert failure(cell) == ("KeyboardInterrupt", "")
+    assert cell.text() == ""
+    assert kernel.run("echo $? $kept").text() == "130 yes\n"
+
+
+def test_an_interrupt_at_the_moment_in_which_a_program_starts_is_not_lost(kernel: Kernel) -> None:
+    kernel.run("kept=yes")
+    for _ in range(20):
+        request = kernel.send("echo on; sleep 1000; echo never")
+        kernel.wait_for_text(request, "on")
+
+        os.killpg(kernel.process.pid, signal.SIGINT)
+
+        assert failure(kernel.finish(request))[0] == "KeyboardInterrupt"
+    assert kernel.run("echo $kept").text() == "yes\n"
+
+
+def test_an_interrupt_when_nothing_runs_changes_nothing(kernel: Kernel) -> None:
+    kernel.run("kept=idle")
+
+    for _ in range(3):
+        os.killpg(kernel.process.pid, signal.SIGINT)
+
+    assert kernel.run("echo $kept").text() == "idle\n"
+
+
+def test_output_comes_while_a_cell_runs(kernel: Kernel) -> None:
+    request = kernel.send("echo first; until [ -e go ]; do sleep 0.01; done; echo second")
+    kernel.wait_for_text(request, "first")
+
+    (kernel.home / "go").touch()
+
+    assert kernel.finish(request).text() == "second\n"
+
+
+def test_half_a_megabyte_on_one_line_takes_no_time(kernel: Kernel) -> None:
+    began = time.monotonic()
+
+    cell = kernel.run("head -c 500000 /dev/zero | tr '\\0' x; echo")
+
+    assert cell.text() == "x" * 500_000 + "\n"
+    assert time.monotonic() - began < 10
+
+
+def test_no_last_line_is_lost(kernel: Kernel) -> None:
+    for number in range(200):
+        assert (
+            kernel.run(f"head -c {number * 100} /dev/zero | tr '\\0' x; echo; echo last-{number}")
+            .text()
+            .endswith(f"\nlast-{number}\n")
+        )
+
+
+def test_long_code_and_odd_code_are_read_as_they_are(kernel: Kernel) -> None:
+    long = "#" + "x" * 300_000 + "\necho 'a\\b'  \"c\td\""
+
+    assert kernel.run(long).text() == "a\\b c\td\n"
+    assert failure(kernel.run("echo a\0b"))[0] == "ValueError"
+
+
+def test_processes_in_the_background_keep_no_cell_open_and_are_heard_later(kernel: Kernel) -> None:
+    request = kernel.send("(until [ -e later ]; do sleep 0.01; done; echo late) &")
+    cell = kernel.finish(request)
+    assert cell.status == "ok"
+
+    (kernel.home / "later").touch()
+    kernel.wait_for_text(request, "late")
+
+
+def test_background_processes_outlive_an_interrupt(kernel: Kernel) -> None:
+    kernel.run("sleep 1000 & pid=$!")
+    request = kernel.send("echo on; sleep 1000")
+    kernel.wait_for_text(request, "on")
+
+    os.killpg(kernel.process.pid, signal.SIGINT)
+    kernel.finish(request)
+
+    assert kernel.run("kill $pid && echo it lived").text() == "it lived\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("echo hi", "complete"),
+        ("for i in 1 2; do", "incomplete"),
+        ("echo 'open", "incomplete"),
+        ("cat <<END\nx", "incomplete"),
+        ("done", "invalid"),
+    ],
+)
+def test_complete_code_is_told_from_what_goes_on(kernel: Kernel, code: str, status: str) -> None:
+    assert kernel.reply(kernel.client.is_complete(code))["status"] == status
+
+
+def test_words_are_completed_from_the_live_shell(kernel: Kernel) -> None:
+    kernel.run("my_function() { :; }; my_variable=1; mkdir -p folder; touch folder/file; (exit 9)")
+
+    commands = kernel.reply(kernel.client.complete("my_f"))
+    variables = kernel.reply(kernel.client.complete("echo $my_v"))
+    files = kernel.reply(kernel.client.complete("ls -l fold"))
+    inside = kernel.reply(kernel.client.complete("ls folder/f"))
+
+    assert (commands["matches"], commands["cursor_start"]) == (["my_function"], 0)
+    assert (variables["matches"], variables["cursor_start"]) == (["$my_variable"], 5)
+    assert (files["matches"], inside["matches"]) == (["folder/"], ["folder/file"])
+    assert kernel.run("echo $?").text() == "9\n"
+
+
+def test_what_it_is_is_told(kernel: Kernel) -> None:
+    info = kernel.reply(kernel.client.kernel_info())
+
+    assert info["language_info"]["name"] == "bash"
+    assert info["language_info"]["file_extension"] == ".sh"
+    assert info["language_info"]["version"][0].isdigit()
+
+
+def test_a_failure_stops_what_was_sent_with_it_when_that_is_wanted(kernel: Kernel) -> None:
+    requests = [kernel.send("sleep 0.2; false", stop_on_error=True), kernel.send("echo never"), kernel.send("echo no")]
+
+    cells = [kernel.finish(request) for request in requests]
+
+    assert [cell.status for cell in cells] == ["error", "aborted", "aborted"]
+    assert kernel.run("echo again").text() == "again\n"
+
+
+def test_a_shutdown_ends_it(fresh: Kernel) -> None:
+    fresh.client.shutdown()
+
+    assert fresh.process.wait(timeout=SECONDS) == 0
