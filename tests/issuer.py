@@ -66,7 +66,7 @@ class Issuer:
         self.changed = asyncio.Condition()
 
     async def wait_asked(self, times: int) -> None:
-        async with asyncio.timeout(10), self.changed:
+        async with asyncio.timeout(30), self.changed:
             await self.changed.wait_for(lambda: self.asked >= times)
 
     def claims(self, **changes: Any) -> dict[str, Any]:

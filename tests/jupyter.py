@@ -81,7 +81,7 @@ class JupyterClient:
         return await self.send("execute_request", {**content, "stop_on_error": True, **options})
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(60):
             while not holds():
                 self._news.clear()
                 await self._news.wait()

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 import zmq
+from zmq.utils.monitor import parse_monitor_message
 
 BATCH = 100
 """Messages taken before others on the loop get a turn."""
@@ -47,7 +48,9 @@ class Channel:
         self._socket.connect(endpoint)
         self.gone: asyncio.Future[None] = self._loop.create_future()
         """Done when the kernel's end is closed and all that came of it, up to RECEIVE_MARK, was handed on."""
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self.connected: asyncio.Future[None] = self._loop.create_future()
+        """Done when the kernel knows our end of it: what it sends before that is lost where it goes by name."""
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
         self._closed = self._ended = False
         self._fds = {self._read(self._socket, self._drain), self._read(self._monitor, self._look)}
 
@@ -88,8 +91,10 @@ class Channel:
         """ZMQ tells of an end when it has read all that came before it: we may not have, yet."""
         with contextlib.suppress(zmq.Again):
             while not self._closed:
-                self._monitor.recv_multipart(zmq.NOBLOCK)
-                self._ended = True
+                if parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))["event"] == zmq.EVENT_DISCONNECTED:
+                    self._ended = True
+                elif not self.connected.done():
+                    self.connected.set_result(None)
         if self._ended:
             self._drain()
 

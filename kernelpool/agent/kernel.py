@@ -221,6 +221,7 @@ class Kernel:
         )
         async with asyncio.timeout(START_TIMEOUT):
             await self._knock(process)
+            await _first(self._channels.stdin.connected, process.died)  # or nobody would be asked for the first input
             if self._config.warmup_code:
                 warmup = _Once()
                 self.execute(self._config.warmup_code, warmup, silent=True)

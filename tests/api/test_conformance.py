@@ -127,7 +127,7 @@ async def test_v8_an_asynchronous_execution_is_polled_at_its_location(api: Api) 
 
 
 async def poll(api: Api, location: str) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             async with api.http.get(location, headers={"Authorization": f"Bearer {TOKEN}"}) as response:
                 answer = await response.json()

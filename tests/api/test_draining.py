@@ -44,7 +44,7 @@ async def test_idle_connections_are_closed_and_answers_are_the_last_of_theirs(ap
     await idle.readuntil(b'"alive"}')
     new, new_writer = await asyncio.open_connection("127.0.0.1", api.port)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not any(stream.is_idle for stream in api.server._streams):
             await asyncio.sleep(0.01)
         api.server.drain()
@@ -65,7 +65,7 @@ async def test_an_answer_that_was_awaited_when_the_drain_began_says_that_it_is_t
         headers = {"Authorization": f"Bearer {TOKEN}"}
         body = {"code": "while True: pass", "timeoutInSeconds": 1}
         call = asyncio.create_task(running.http.post(url, json=body, headers=headers))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not any(sandbox.process.status().running for sandbox in WORLD[tmp_path / "kept"].values()):
                 await asyncio.sleep(0.01)
         running.stop()

@@ -205,14 +205,14 @@ async def test_an_upload_whose_session_ends_meanwhile_has_an_answer(api: Api) ->
     )
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     writer.write(head.encode() + first)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "a" not in process.files:
             await asyncio.sleep(0.01)
     async with api.request("DELETE", "/session") as response:
         assert response.status == 204
 
     writer.write(second)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     await writer.wait_closed()
@@ -360,7 +360,7 @@ async def test_an_upload_that_breaks_off_stores_nothing(api: Api) -> None:
         'Content-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n12345'.encode()
     )
     await writer.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not len(api.works):
             await asyncio.sleep(0.01)
     writer.transport.abort()

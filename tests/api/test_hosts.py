@@ -359,7 +359,7 @@ async def test_a_trusted_proxy_may_bring_many_but_not_more_than_all(tmp_path: Pa
         assert b" 503 " in await api.raw(b"")
         connections[0][1].close()
         await connections[0][1].wait_closed()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while b" 200 " not in await api.raw(
                 b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
             ):

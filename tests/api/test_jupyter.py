@@ -744,7 +744,7 @@ async def test_no_token_is_told_to_anybody_wherever_it_was(tmp_path: Path, lines
 
 
 async def until(holds: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.001)
 

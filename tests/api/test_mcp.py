@@ -618,7 +618,7 @@ async def test_a_request_of_an_mcp_session_can_be_cancelled_by_its_id(api: Api) 
     async with mcp.send(cancel) as response:
         assert response.status == 202
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await asking == ("text/event-stream", b"")
     assert (await api.run("'free'", identifier="cancel-1"))["result"]["executionResult"] == "free"
 
@@ -804,7 +804,7 @@ async def test_two_credentials_are_two_callers(tmp_path: Path) -> None:
 
 async def running(api: Api, identifier: str) -> None:
     """Until something runs in it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             sessions = await api.gateway.list_sessions(WHO, "python")
             is_there = any(info.identifier == identifier for info in sessions)

@@ -81,7 +81,7 @@ async def test_a_call_that_it_gives_up_on_ends(api: Api, mode: Mode, version: st
             async with asyncio.timeout(0.5):
                 await client.call_tool("run_code", {"code": "import time\ntime.sleep(60)"})
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert text_of(await client.call_tool("run_code", {"code": "'free'"})) == "'free'"
 
 

@@ -206,11 +206,11 @@ async def test_while_draining_callers_are_served_and_nobody_new_is_taken(tmp_pat
         [process] = [
             sandbox.process for sandbox in WORLD[tmp_path / "kept"].values() if sandbox.process.activation is not None
         ]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while process.status().running == 0:
                 await asyncio.sleep(0.01)
         running.stop()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while await running.probe("/readyz") == 200:
                 await asyncio.sleep(0.01)
 
@@ -227,7 +227,7 @@ async def test_while_draining_callers_are_served_and_nobody_new_is_taken(tmp_pat
 async def test_a_second_signal_ends_the_waiting(tmp_path: Path) -> None:
     async with gateway_of(settings_of(tmp_path, token=TOKEN, drain_seconds=3600)) as running:
         call = asyncio.create_task(running.run("while True: pass"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not any(sandbox.process.status().running for sandbox in WORLD[tmp_path / "kept"].values()):
                 await asyncio.sleep(0.01)
         running.stop()

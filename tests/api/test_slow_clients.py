@@ -188,7 +188,7 @@ async def test_without_files_accepting_rests_and_goes_on_when_there_are_some(
         except OSError:
             pass
         await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", api.port))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while caplog.text.count("no connection can be accepted") < 3:
                 await asyncio.sleep(0.01)
         resting = attempts
@@ -197,7 +197,7 @@ async def test_without_files_accepting_rests_and_goes_on_when_there_are_some(
             filler.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         await asyncio.get_running_loop().sock_sendall(client, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             answer = await asyncio.get_running_loop().sock_recv(client, 65536)
 
     assert resting < 10

@@ -80,7 +80,7 @@ async def test_a_client_that_comes_back_misses_nothing_and_sees_nothing_twice(ap
 async def test_output_is_sent_while_the_code_still_runs(api: Api) -> None:
     body = {"code": "print('first')\nwhile True: pass"}
     async with api.request("POST", "/executions", json=body, headers=STREAM) as response:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             first = await anext(data async for _, kind, data in events_of(response) if kind == "output")
         assert first["text"] == "first\n"
 
@@ -89,7 +89,7 @@ async def test_a_streamed_execution_runs_on_when_its_client_leaves(api: Api) -> 
     process = await api.process()
     headers = {**STREAM, "operation-id": "s-3"}
     async with api.request("POST", "/executions", json={"code": "while True: pass"}, headers=headers) as response:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             async for _, kind, _ in events_of(response):
                 if kind == "state":
                     break

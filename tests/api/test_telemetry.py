@@ -357,6 +357,6 @@ async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept)
 
 
 async def until(holds: Any) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.001)

@@ -89,7 +89,7 @@ async def drain(agent: Agent, id: str, after: int = -1) -> list[Event]:
 
 
 async def until(agent: Agent, holds: Callable[[AgentStatus], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not holds(await agent.status()):
             await asyncio.sleep(0)
 
@@ -399,7 +399,7 @@ thread = threading.Thread(target=late); thread.start()
 """
     started = await run(agent, code)
     second = await run(agent, "go.set(); thread.join(); print('second')")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while "thread" not in stdout(await agent.execution(started.id)):
             await asyncio.sleep(0)
 
@@ -533,7 +533,7 @@ async def test_late_output_counts_towards_the_history() -> None:
 
         await run(agent, "go.set()\nfor thread in threads: thread.join()")
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (kept := [id for id in late if await is_kept(agent, id)]) == late:
                 await asyncio.sleep(0)
         assert len(kept) < 6

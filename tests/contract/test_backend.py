@@ -111,7 +111,7 @@ async def test_the_end_of_the_agent_is_the_end_of_the_sandbox(backend: Backend) 
     with contextlib.suppress(ConnectionError):
         await ask(sandbox, KILL_THE_AGENT)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await asyncio.gather(*waiters) == ["its agent ended"] * 2
         assert await sandbox.wait_dead() == "its agent ended"
 
@@ -129,7 +129,7 @@ async def test_sandboxes_are_found_again_after_the_gateway_was_killed(kit: Kit, 
         assert await ask(sandbox, "print('still here')") == "still here"
         with contextlib.suppress(ConnectionError):
             await ask(sandbox, KILL_THE_AGENT)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await sandbox.wait_dead() == "its agent ended"
 
 
@@ -216,7 +216,7 @@ async def test_a_sandbox_without_memory_for_its_agent_says_so(memory_is_limited:
     with contextlib.suppress(ConnectionError):
         await ask(sandbox, fill, timeout=60)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await sandbox.wait_dead() == "out of memory"
 
 

@@ -33,8 +33,9 @@ def test_kill_9_of_the_gateway_under_load_loses_nothing(make_gateway: Make) -> N
     assert all(join() for join in waiting)
     gateway.start()
 
+    for session in sessions:
+        session.upload("go", b"")
     assert [session.run("x")["result"]["executionResult"] for session in sessions[1:]] == [1, 2]
-    sessions[0].upload("go", b"")
     assert sessions[0].value("x") == 0
     assert [session.sandbox for session in sessions] == sandboxes
     assert [session.download("file") for session in sessions] == [b"0", b"1", b"2"]
@@ -158,7 +159,9 @@ def _first_request(gateway: Gateway, identifier: str) -> str:
 def _run_into_death(session: Session) -> bool:
     """Whether the gateway died under the call."""
     try:
-        session.run("open('begun', 'w').close(); import time; time.sleep(1); y = 1")
+        session.run(
+            "open('begun', 'w').close()\nimport os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\ny = 1"
+        )
     except requests.ConnectionError:
         return True
     return False

@@ -126,7 +126,7 @@ async def test_a_directory_or_device_in_place_of_a_record_is_corrupt(tmp_path: P
     (tmp_path / "sessions" / "0123456789ab.json").mkdir(parents=True)
     os.mkfifo(tmp_path / "sessions" / "0123456789ac.json")
 
-    async with asyncio.timeout(10), Journal(tmp_path) as journal:
+    async with asyncio.timeout(30), Journal(tmp_path) as journal:
         contents = await journal.load()
 
     assert contents.corrupt == {"0123456789ab", "0123456789ac"}

@@ -40,8 +40,8 @@ def works(ring: KeyRing, text: str) -> bool:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Twice as long as a gateway may take to see a change."""
-    async with asyncio.timeout(2):
+    """Ten times as long as a gateway may take to see a change."""
+    async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0.02)
 

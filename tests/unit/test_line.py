@@ -191,7 +191,7 @@ async def test_a_caller_who_is_gone_is_gone_for_the_agent_too() -> None:
         async with connected(line) as (reader, writer):
             assert await reader.readexactly(5) == b"hello"
             writer.transport.abort()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await gone.wait()
         assert repr(line) == "<Line [0 connections]>"
 
@@ -231,7 +231,7 @@ async def test_a_line_whose_relay_ends_is_broken_and_so_is_what_it_carried() -> 
 
         cast("Any", line)._stream.process.terminate()
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await line.wait_broken()
         assert await reader.read() == b""
         with pytest.raises(Broken):
@@ -297,7 +297,7 @@ async def test_what_no_relay_says_ends_the_line(name: str) -> None:
 
     stream.said.put_nowait(WRONG[name])
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await line.wait_broken()
         assert await asking is False
     await line.aclose()
@@ -312,10 +312,10 @@ async def test_a_relay_may_speak_in_any_pieces_and_of_what_was_given_up() -> Non
     for byte in frame(PING, 0) + frame(OPENED, 1):
         stream.said.put_nowait(bytes([byte]))
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert await asking is True
     stream.said.put_nowait(frame(DATA, 1, b"late") + frame(END, 1) + frame(GONE, 1) + frame(PING, 0))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not stream.said.empty():
             await asyncio.sleep(0)
     assert not line.is_broken
@@ -326,7 +326,7 @@ async def test_a_line_that_says_nothing_any_more_is_broken() -> None:
     stream = Said()
     line = Line(cast("Stream", stream), silence=0.3)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await line.wait_broken()
 
     assert bytes(stream.heard).startswith(frame(PING, 0))

@@ -270,7 +270,7 @@ async def test_clocks_may_differ_by_what_was_said(issuer: Issuer, seconds: int, 
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not await condition():
             await asyncio.sleep(0.01)
 
