@@ -6,10 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-# The modules beside this file, and never the current folder: that is the user's.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+# The modules beside this file and the program's own, and never the current folder: that is the user's.
+FOLDER = Path(__file__).resolve().parent
+sys.path[:] = [str(FOLDER), str(FOLDER.parents[1]), *(entry for entry in sys.path if entry not in ("", str(FOLDER)))]
 
-from kernelpool_node.kernel import run
+from kernelpool_node.kernel import run  # noqa: E402
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -14,8 +14,9 @@ from typing import Any
 
 import zmq
 
+from kernelpool.wire import Request, Wire
+
 from .host import Host
-from .wire import Request, Wire
 
 NAME, VERSION = "kernelpool-node", "1.0"
 TEXT_INTERVAL = 0.02
