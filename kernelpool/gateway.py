@@ -55,6 +55,7 @@ class PoolInfo:
     runtime: str
     language: str
     display_name: str
+    has_debugger: bool
     ready: int
     outdated: int
     """Of the ready ones: made from settings that the pool has no more."""
@@ -370,6 +371,7 @@ def _pool_info(pool: _Pool) -> PoolInfo:
         runtime=settings.runtime,
         language=pool.source.runtime.language,
         display_name=pool.source.runtime.display_name,
+        has_debugger=pool.source.runtime.debugger,
         ready=statistics.now.ready,
         outdated=statistics.outdated,
         starting=statistics.now.starting,

@@ -13,11 +13,11 @@ from kernelpool.errors import InvalidRequest
 KEYS = frozenset(
     {
         *("language", "display_name", "argv", "env", "requirements", "programs", "version_of", "kernel"),
-        *("warmup", "interrupt_mode", "transport"),
+        *("warmup", "interrupt_mode", "transport", "debugger"),
     }
 )
 """Of a runtime.toml."""
-CHOICES = {"interrupt_mode": ("signal", "message"), "transport": ("ipc", "tcp")}
+CHOICES = {"interrupt_mode": ("signal", "message"), "transport": ("ipc", "tcp"), "debugger": (False, True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,8 @@ class Runtime:
     interrupt_mode: Literal["signal", "message"] = "signal"
     transport: Literal["ipc", "tcp"] = "ipc"
     """What the kernel speaks ZMQ over: tcp for those that know nothing else."""
+    debugger: bool = False
+    """Whether the kernel answers `debug_request`."""
     image: str = ""
     """Of a container engine, in the place of the one that is built from all this."""
 
@@ -83,7 +85,7 @@ def _read(folder: Path, table: dict[str, Any]) -> Runtime:
         raise KeyError(f"{', '.join(unknown)}: not known, only {', '.join(sorted(KEYS))}")
     for name, allowed in CHOICES.items():
         if table.get(name, allowed[0]) not in allowed:
-            raise KeyError(f"{name}: say {' or '.join(allowed)}, not {table[name]!r}")
+            raise KeyError(f"{name}: say {' or '.join(map(str, allowed)).lower()}, not {table[name]!r}")
     return Runtime(
         name=folder.name,
         language=table["language"],
@@ -99,6 +101,7 @@ def _read(folder: Path, table: dict[str, Any]) -> Runtime:
         warmup_code=warmup.read_text() if warmup.is_file() else "",
         interrupt_mode=table.get("interrupt_mode", "signal"),
         transport=table.get("transport", "ipc"),
+        debugger=table.get("debugger", False),
     )
 
 

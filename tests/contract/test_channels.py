@@ -23,7 +23,7 @@ from kernelpool.models import (
     WorkspacePath,
 )
 from kernelpool.protocol.framing import WireMessage, encode_v1
-from tests.contract.agents import AGENTS, real_agent
+from tests.contract.agents import AGENTS, SHELL_LAUNCHER, real_agent
 from tests.jupyter import Told, jupyter
 
 ACTIVATION = Activation(session="s", cooldown=60, max_alive=600)
@@ -488,15 +488,17 @@ async def test_parts_that_are_no_objects_keep_nobody_waiting(agent: HttpAgent) -
         assert (await client.run("1")).content["status"] == "ok"
 
 
-async def test_a_debugger_that_is_not_there_says_so(agent: HttpAgent) -> None:
-    async with jupyter(agent) as client:
-        info = await client.ask("kernel_info_request", {})
-        reply = await client.ask(
-            "debug_request", {"type": "request", "command": "initialize", "seq": 1}, channel="control"
-        )
+async def test_a_debugger_that_is_not_there_says_so() -> None:
+    async with real_agent(launcher=SHELL_LAUNCHER) as agent:
+        await agent.activate(ACTIVATION)
+        async with jupyter(agent) as client:
+            info = await client.ask("kernel_info_request", {})
+            reply = await client.ask(
+                "debug_request", {"type": "request", "command": "initialize", "seq": 1}, channel="control"
+            )
 
-        assert "debugger" not in info.content["supported_features"]
-        assert "no debugger" in reply.content["evalue"]
+            assert "debugger" not in info.content.get("supported_features", [])
+            assert "no debugger" in reply.content["evalue"]
 
 
 async def test_cells_are_not_for_the_control_channel(agent: HttpAgent) -> None:

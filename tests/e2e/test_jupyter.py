@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -175,6 +176,43 @@ def test_a_busy_kernel_answers_in_a_subshell(client: Client) -> None:
     client.until("execute_reply", busy)
 
     assert result["content"]["data"]["text/plain"] == "42"
+
+
+def test_a_cell_is_debugged_as_jupyterlab_does(server: Server, kernel: Json, client: Client) -> None:
+    code = "def double(n):\n    twice = n * 2\n    return twice\nprint(double(21))"
+    spec = server.ask("GET", f"/api/kernelspecs/{kernel['name']}")["spec"]
+    sent = itertools.count(1)
+
+    def send(command: str, **arguments: Any) -> str:
+        content = {"type": "request", "seq": next(sent), "command": command, "arguments": arguments}
+        return client.send("debug_request", content, "control")
+
+    def ask(command: str, **arguments: Any) -> Json:
+        answers = client.finish(send(command, **arguments))
+        [reply] = [each["content"] for each in answers if each["msg_type"] == "debug_reply"]
+        assert reply["success"], reply
+        body: Json = reply.get("body", {})
+        return body
+
+    ask("initialize", clientID="jupyterlab", adapterID="", pathFormat="path")
+    ask("attach")
+    source = ask("dumpCell", code=code)["sourcePath"]
+    ask("setBreakpoints", breakpoints=[{"line": 3}], source={"path": source})
+    ask("configurationDone")
+    cell = client.execute(code)
+    thread = client.until("debug_event", event="stopped")["content"]["body"]["threadId"]
+    frame = ask("stackTrace", threadId=thread)["stackFrames"][0]
+    scope = ask("scopes", frameId=frame["id"])["scopes"][0]
+    variables = ask("variables", variablesReference=scope["variablesReference"])["variables"]
+    send("continue", threadId=thread)
+    printed = text_of(client.finish(cell))
+    ask("disconnect", restart=False, terminateDebuggee=False)
+
+    assert spec["metadata"]["debugger"] is True
+    assert (frame["name"], frame["line"]) == ("double", 3)
+    assert {each["name"]: each["value"] for each in variables} == {"n": "21", "twice": "42"}
+    assert printed == "42\n"
+    assert client.value("__import__('os').listdir('/mnt/data')") == "[]"  # it leaves nothing there
 
 
 def test_tens_of_megabytes_arrive_whole(server: Server, kernel: Json) -> None:

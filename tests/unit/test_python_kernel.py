@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from tests import kernels
 from tests.kernels import SECONDS, Kernel
 
 FOLDER = Path(__file__).parents[2] / "kernels" / "python"
+NUMBERS = itertools.count(1)
 ARGV = (sys.executable, "-Xfrozen_modules=off", str(FOLDER / "launch.py"))
 
 
@@ -619,7 +621,7 @@ def test_the_kernel_info_promises_what_there_is(kernel: Kernel) -> None:
 
     info = kernel.reply(request)
 
-    features = ["kernel subshells", SUBSHELLS_ON_CONTROL]
+    features = ["debugger", "kernel subshells", SUBSHELLS_ON_CONTROL]
     assert (info["implementation"], info["supported_features"]) == ("ipython", features)
     json.dumps(info)
 
@@ -725,3 +727,71 @@ def steady(look: Any) -> str:
         elif time.monotonic() - since > 1:
             return str(seen)
     raise TimeoutError
+
+
+# --- the debugger
+
+
+def ask_debugger(kernel: Kernel, command: str, **arguments: Any) -> dict[str, Any]:
+    content = {"type": "request", "seq": next(NUMBERS), "command": command, "arguments": arguments}
+    kernel.client.control_channel.send(kernel.client.session.msg("debug_request", content))
+    reply: dict[str, Any] = kernel.client.get_control_msg(timeout=SECONDS)["content"]
+    return reply
+
+
+def debug(kernel: Kernel, code: str, *lines: int) -> None:
+    """As JupyterLab begins."""
+    assert ask_debugger(kernel, "initialize", clientID="test", adapterID="", pathFormat="path")["success"]
+    assert ask_debugger(kernel, "attach")["success"]
+    source = ask_debugger(kernel, "dumpCell", code=code)["body"]["sourcePath"]
+    breakpoints = [{"line": line} for line in lines]
+    answer = ask_debugger(kernel, "setBreakpoints", breakpoints=breakpoints, source={"path": source})
+    assert [each["verified"] for each in answer["body"]["breakpoints"]] == [True for _ in lines]
+    assert ask_debugger(kernel, "configurationDone")["success"]
+
+
+def wait_stopped(kernel: Kernel) -> int:
+    """The thread."""
+    while True:
+        message = kernel.client.get_iopub_msg(timeout=SECONDS)
+        if message["msg_type"] == "debug_event" and message["content"]["event"] == "stopped":
+            return int(message["content"]["body"]["threadId"])
+
+
+def test_a_debugger_is_there_when_it_is_asked_for(fresh: Kernel) -> None:
+    code = "def double(n):\n    twice = n * 2\n    return twice\nprint(double(21))"
+    assert fresh.run("import sys; 'debugpy' in sys.modules").result == "False"
+    before = set(os.listdir(fresh.home))
+
+    debug(fresh, code, 3)
+    request = fresh.send(code)
+    thread = wait_stopped(fresh)
+    frame = ask_debugger(fresh, "stackTrace", threadId=thread)["body"]["stackFrames"][0]
+    scope = ask_debugger(fresh, "scopes", frameId=frame["id"])["body"]["scopes"][0]
+    variables = ask_debugger(fresh, "variables", variablesReference=scope["variablesReference"])["body"]["variables"]
+    assert ask_debugger(fresh, "continue", threadId=thread)["success"]
+
+    assert (frame["name"], frame["line"]) == ("double", 3)
+    assert {each["name"]: each["value"] for each in variables} == {"n": "21", "twice": "42"}
+    assert fresh.finish(request).text() == "42\n"
+    assert ask_debugger(fresh, "disconnect", restart=False, terminateDebuggee=False)["success"]
+    assert fresh.run("6 * 7").result == "42"
+    assert set(os.listdir(fresh.home)) == before
+
+
+def test_a_cell_that_waits_at_a_breakpoint_can_be_interrupted(fresh: Kernel) -> None:
+    code = "n = 1\nwhile True:\n    n += 1"
+    debug(fresh, code, 3)
+    request = fresh.send(code)
+    wait_stopped(fresh)
+
+    os.kill(fresh.process.pid, signal.SIGINT)
+    ask_debugger(fresh, "disconnect")  # what has stopped goes on
+
+    assert fresh.finish(request).reply["ename"] == "KeyboardInterrupt"
+
+
+def test_a_request_that_the_debugger_cannot_handle_has_an_answer(fresh: Kernel) -> None:
+    assert ask_debugger(fresh, "debugInfo")["body"]["isStarted"] is False
+    assert ask_debugger(fresh, "richInspectVariables")["success"] is False  # of what?
+    assert fresh.run("1 + 1").result == "2"

@@ -39,7 +39,7 @@ def session(opened: JupyterSession, kernel: Json) -> Json:
 
 
 def kernelspec(pool: PoolInfo, logos: Collection[str], base: str) -> Json:
-    """`argv` is empty: it is nobody's but the sandbox's."""
+    """`argv` is empty: it is nobody's but the sandbox's. JupyterLab offers its debugger where `metadata` says so."""
     return {
         "name": pool.name,
         "spec": {
@@ -48,7 +48,7 @@ def kernelspec(pool: PoolInfo, logos: Collection[str], base: str) -> Json:
             "display_name": f"{pool.display_name} ({pool.name})",
             "language": pool.language,
             "interrupt_mode": "message",
-            "metadata": {"kernelpool": {"pool": pool.name, "runtime": pool.runtime}},
+            "metadata": {"debugger": pool.has_debugger, "kernelpool": {"pool": pool.name, "runtime": pool.runtime}},
         },
         "resources": {logo.rpartition(".")[0]: f"{base}/kernelspecs/{pool.name}/{logo}" for logo in sorted(logos)},
     }

@@ -1,38 +1,26 @@
-"""Puts the kernel together: sockets that drop nothing, no history, no debugger, no configuration but this."""
+"""Puts the kernel together: sockets that drop nothing, no history, no configuration but this."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import zmq
 from traitlets import Type
 from traitlets.config import Config
 
+from .debugging import without_debugpy
 
-@contextmanager
-def _without_debugpy() -> Iterator[None]:
-    """ipykernel has a debugger where debugpy can be imported, which takes 100 ms and 8 MB."""
-    absent: Any = None
-    sys.modules["debugpy"] = absent
-    try:
-        yield
-    finally:
-        del sys.modules["debugpy"]
-
-
-with _without_debugpy():
+with without_debugpy():
     import ipykernel.debugger  # noqa: F401
     from ipykernel.kernelapp import IPKernelApp
 
-from . import exits, libraries, nested, packages, packing, threads  # noqa: E402
-from .iopub import EventfdIOPubThread  # noqa: E402
-from .kernel import NoShellChannelThread, SessionKernel  # noqa: E402
-from .streams import CapturedStream, Streams  # noqa: E402
+from . import exits, libraries, nested, packages, packing, threads
+from .iopub import EventfdIOPubThread
+from .kernel import NoShellChannelThread, SessionKernel
+from .streams import CapturedStream, Streams
 
 IOPUB_MARK = 100
 

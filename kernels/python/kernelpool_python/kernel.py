@@ -19,6 +19,7 @@ from ipykernel.ipkernel import IPythonKernel
 from IPython.core.interactiveshell import InteractiveShell
 from traitlets import Float, Type
 
+from .debugging import Debugging
 from .shell import ZMQSessionShell
 from .streams import Streams
 from .subshells import ON_CONTROL, Replies, Subshell, Subshells, in_main_thread
@@ -47,6 +48,7 @@ class SessionKernel(IPythonKernel):
         self._pid = os.getpid()
         self._subshells = Subshells(self._handle_in_subshell)
         self._replies = Replies(self.control_stream)
+        self._debugging = Debugging(self)
         for name in ("comm_open", "comm_msg", "comm_close"):
             self.shell_handlers[name] = partial(self._run_callbacks, self.shell_handlers[name])
 
@@ -64,7 +66,7 @@ class SessionKernel(IPythonKernel):
     @property
     def kernel_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super().kernel_info
-        info |= {"supported_features": ["kernel subshells", ON_CONTROL], "debugger": False}
+        info |= {"supported_features": ["debugger", "kernel subshells", ON_CONTROL], "debugger": True}
         return info
 
     def _abort_queues(self, subshell_id: str | None = None) -> None:
@@ -72,7 +74,13 @@ class SessionKernel(IPythonKernel):
         agent sends one cell at a time, and aborts those that it holds of the same client."""
 
     async def poll_stopped_queue(self) -> None:
-        """There is no debugger."""
+        """Not before there is a debugger."""
+
+    async def tell_stops(self) -> None:
+        await super().poll_stopped_queue()
+
+    async def do_debug_request(self, msg: dict[str, Any]) -> dict[str, Any]:
+        return await self._debugging.handle(msg)
 
     async def dispatch_shell(self, msg: Any, /, subshell_id: str | None = None, *, concurrent: bool = False) -> None:
         with self.streams.kernels(), self.iopub_thread.corked():
