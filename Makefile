@@ -3,8 +3,10 @@ SHELL  := /bin/bash
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+STATE   = $(or $(KPTEST_STATE),/var/tmp/kernelpool-test-$(shell id -u))
+PYTEST  = set -o pipefail; KPTEST_STATE=$(STATE)-$(1) $(BIN)/pytest -p no:cacheprovider $(ARGS)
 
-.PHONY: serve test lint bench demos doctor constraints clean
+.PHONY: serve test test-e2e test-engine test-rest lint bench demos doctor constraints clean
 
 serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm Python pool
 	$(BIN)/kernelpool serve $(ARGS)
@@ -12,18 +14,19 @@ serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm 
 doctor: $(VENV)/.installed  ## Check what the sandboxes of this machine promise
 	$(BIN)/kernelpool doctor
 
-test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	@# Side by side, for most of them mostly wait: those of parts, and those of sandboxes and whole gateways.
-	@trap 'kill 0' INT TERM; set -o pipefail; \
-	$(BIN)/pytest -p no:cacheprovider $(ARGS) tests/api tests/unit tests/test_*.py >$(VENV)/side.log 2>&1 & side=$$!; \
-	$(BIN)/pytest $(ARGS) tests/contract tests/e2e | tee $(VENV)/main.log; main=$$?; \
-	wait $$side; side=$$?; cat $(VENV)/side.log; \
-	grep -hE '^(FAILED|ERROR) ' $(VENV)/main.log $(VENV)/side.log; \
-	tail -qn 1 $(VENV)/main.log $(VENV)/side.log; \
-	[ $$main = 0 ] && [ $$side = 0 ]
+test: $(VENV)/.installed-dev lint  ## Set up and run the linters and all tests
+	@# Side by side, for most of them mostly wait: whole gateways; what needs an engine; all the rest.
+	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target test-e2e test-engine test-rest; failed=$$?; \
+	cd $(VENV); grep -hE '^(FAILED|ERROR) ' test-*.log; tail -qn 1 test-*.log; exit $$failed
+
+test-e2e:
+	@$(call PYTEST,e2e) -m 'not engine' tests/e2e | tee $(VENV)/$@.log
+
+test-engine:
+	@$(call PYTEST,engine) -m engine tests/contract tests/e2e | tee $(VENV)/$@.log
+
+test-rest:
+	@$(call PYTEST,rest) -m 'not engine' tests/api tests/unit tests/contract tests/test_*.py | tee $(VENV)/$@.log
 
 lint: $(VENV)/.installed-dev  ## Only the linters and the type checker
 	$(BIN)/ruff check .

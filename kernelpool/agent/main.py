@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     handler.setFormatter(Facts())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     config = read_config(options.config)
+    heed_signals()
     protect_self(config)
     sockets = listen(options.listen)
     with contextlib.suppress(OSError):
@@ -77,6 +78,12 @@ def read_config(source: str) -> AgentConfig:
         os.open(os.devnull, os.O_RDONLY)  # in its place, which the next file or socket would have
     fields["kernel_argv"] = tuple(fields["kernel_argv"])
     return AgentConfig(**fields)
+
+
+def heed_signals() -> None:
+    """A gateway that a script started in the background ignores some, and every program of the session would."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def protect_self(config: AgentConfig) -> None:

@@ -10,8 +10,10 @@ import pytest
 from kernelpool.backends.base import Backend
 from tests.contract.sandboxes import KITS, Kit, missing_engine
 
+PARAMS = [pytest.param(name, marks=pytest.mark.engine) if name != "bubblewrap" else name for name in KITS]
 
-@pytest.fixture(scope="session", params=KITS)
+
+@pytest.fixture(scope="session", params=PARAMS)
 def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
     if shutil.which("unshare") is None:
         pytest.skip("this is no Linux")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -342,3 +343,15 @@ async def test_what_an_agent_says_of_a_command_is_checked(agent: HttpAgent) -> N
 
 
 assert os.path.exists("/bin/bash"), "these tests need bash"
+
+
+async def test_signals_that_the_gateway_ignores_are_not_ignored_by_programs() -> None:
+    signals = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in signals]  # as `nohup … &` in a script
+    async with real_agent(launcher=SHELL_LAUNCHER) as agent:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+        await agent.activate(ACTIVATION)
+
+        for number in signals:
+            assert text(await shell(agent, f"sh -c 'kill -{number} $$; echo ignored'; echo on")) == "on\n"

@@ -20,6 +20,8 @@ from tests.contract.test_egress_domains import DIRECT
 from tests.egress import InProcess, Names, loopback_is_public, outside
 from tests.engine import base_image, image_of
 
+pytestmark = pytest.mark.engine
+
 PORT = 8080
 # Runs each piece of Python that a connection sends, as the stand-in of agents does.
 PROGRAM = f"""

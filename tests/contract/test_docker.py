@@ -35,7 +35,7 @@ from tests.contract.relay import Relay
 from tests.contract.sandboxes import ENGINE, SECRET, DockerKit, ElsewhereKit, GvisorKit, ask, missing_engine, spec
 
 # The docker package leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 
 KILL_THE_AGENT = "import os; os.kill(os.getppid(), 9)"
 

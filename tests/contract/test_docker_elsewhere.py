@@ -30,7 +30,7 @@ from tests.contract.sandboxes import ENGINE, SECRET, DockerKit, ElsewhereKit, as
 from tests.contract.test_docker import KILL_THE_AGENT, inspected, killed_in_the_middle_of_a_start
 
 # The docker package leaves the socket of a connection that was refused to the garbage collector.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+pytestmark = [pytest.mark.engine, pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")]
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,8 @@ from tests.contract.sandboxes import DockerKit, ask, spec
 from tests.contract.test_egress import ATTEMPT
 from tests.engine import image_of
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture(scope="module")
 def kit() -> Iterator[DockerKit]:

@@ -16,6 +16,7 @@ from tests.contract.engines import OwnEngine
 from tests.contract.sandboxes import DockerKit, ask, spec
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0 or shutil.which("dockerd") is None, reason="no dockerd to start as root"),

@@ -18,7 +18,7 @@ from tests.e2e.gateways import TOKEN, until
 from tests.engine import engine_client, image_of
 
 # The first test of all builds what the others use.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
 PORT = 8080

@@ -21,6 +21,8 @@ from kernelpool.backends.docker.labels import GATEWAY, SANDBOX
 from tests.e2e.gateways import TOKEN, VERSION, Gateway, Session, until
 from tests.engine import base_image, engine_client, image_of
 
+pytestmark = pytest.mark.engine
+
 SAMPLE = Path(__file__).parents[2] / "kernels" / "custom-example"
 SECRET = "canary-of-a-secret-9b1"
 SETTINGS = """

@@ -34,7 +34,7 @@ from tests.e2e.test_stories import *  # noqa: F403
 from tests.e2e.test_survival import *  # noqa: F403
 from tests.engine import image_of
 
-pytestmark = pytest.mark.timeout(900)  # the first of them builds the image
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]  # the first of them builds the image
 
 ON_DOCKER: dict[str, Any] = {"backend": "docker"}
 

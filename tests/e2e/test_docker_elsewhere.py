@@ -31,7 +31,7 @@ from tests.e2e.test_survival import (  # noqa: F401
 )
 from tests.engine import engine_client, image_of
 
-pytestmark = pytest.mark.timeout(900)  # the first of them builds the image
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]  # the first of them builds the image
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from tests.e2e.test_cli import Shell
 from tests.engine import BASE, base_image, build_from, engine_client, image_of
 
 # The first test of all builds what the others use.
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 
 CONSTRAINTS = Path(__file__).parents[2] / "kernels/python/constraints.txt"
 

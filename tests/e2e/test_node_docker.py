@@ -26,6 +26,7 @@ from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
 from tests.engine import image_of
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first of them builds the image
     pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),

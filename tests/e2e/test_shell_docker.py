@@ -18,6 +18,7 @@ from tests.engine import image_of
 shell, any_session, langchain = test_shell.shell, test_shell.any_session, test_shell.langchain
 
 pytestmark = [
+    pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first of them builds the image
     pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),
