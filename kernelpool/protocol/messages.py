@@ -43,6 +43,8 @@ class Message:
     content: dict[str, Any]
     unread: int = 0
     """Bytes of a content that was too large to be read; a note stands in its place."""
+    is_proper: bool = True
+    """Whether every reader of JSON can read the content as it came."""
     msg_id: str = ""
     parts: tuple[bytes, ...] = ()
     """Header, parent header, metadata and content as they came."""
@@ -54,7 +56,7 @@ class Message:
         return _proper(header), _proper(parent), _proper(metadata), self._content_for_clients(content)
 
     def _content_for_clients(self, raw: bytes) -> bytes:
-        return _dumps(self.content) if self.unread else _proper(raw, self.content)
+        return raw if raw and self.is_proper else _dumps(self.content)
 
 
 class Codec:
@@ -105,11 +107,13 @@ class Codec:
             raise ProtocolError(f"a header of more than {MAX_HEADER} bytes")
         header, parent = _loads(raw_header), _loads(raw_parent)
         too_much = _too_much(raw_content)
+        content, is_proper = (_left_out(len(raw_content), too_much), False) if too_much else _read(raw_content)
         return Message(
             msg_type=_text(header, "msg_type"),
             parent_id=_text(parent, "msg_id") if parent else "",
-            content=_left_out(len(raw_content), too_much) if too_much else _loads(raw_content),
+            content=content,
             unread=len(raw_content) if too_much else 0,
+            is_proper=is_proper,
             msg_id=_text(header, "msg_id"),
             parts=tuple(parts),
             buffers=tuple(frames[start + 5 :]),
@@ -127,32 +131,46 @@ def _dumps(value: dict[str, Any]) -> bytes:
 
 
 def _loads(raw: bytes) -> dict[str, Any]:
+    return _read(raw)[0]
+
+
+def _read(raw: bytes) -> tuple[dict[str, Any], bool]:
+    """And whether every reader of JSON can read it as it is. Raises `ProtocolError`."""
     if raw == b"{}":
-        return {}
-    text = raw.decode("utf-8", "replace")
+        return {}, True
+    text, is_proper = _decode(raw)
     try:
-        value = _DECODER.decode(text)
+        try:
+            value = _STRICT.decode(text)
+        except _OddNumberError:
+            value, is_proper = _LENIENT.decode(text), False
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"not JSON: {type(error).__name__}") from None
     if not isinstance(value, dict):
         raise ProtocolError("not a JSON object")
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth_exceeds(value, MAX_DEPTH):
         raise ProtocolError(f"nested deeper than {MAX_DEPTH}")
-    return _without_surrogates(value) if "\\u" in text else value
+    if "\\u" in text:
+        return _without_surrogates(value), is_proper and _SURROGATE.search(text) is None
+    return value, is_proper
 
 
-def _proper(raw: bytes, value: dict[str, Any] | None = None) -> bytes:
+def _decode(raw: bytes) -> tuple[str, bool]:
+    try:
+        return raw.decode(), True
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "replace"), False
+
+
+def _proper(raw: bytes) -> bytes:
     """As it is if every reader of JSON can read it, else written anew."""
-    if not raw or raw == b"{}":
+    if not raw:
         return b"{}"
     try:
-        value = _loads(raw) if value is None else value
-        raw.decode()
-    except UnicodeDecodeError:
-        return _dumps(value or {})
+        value, is_proper = _read(raw)
     except ProtocolError:
         return b"{}"
-    return _dumps(value) if _IMPROPER.search(raw) else raw
+    return raw if is_proper else _dumps(value)
 
 
 def _too_much(raw: bytes) -> str:
@@ -176,20 +194,31 @@ def _left_out(size: int, limit: str) -> dict[str, Any]:
     return {**shown, "status": "error", "ename": "Error", "evalue": note, "traceback": [note]}
 
 
-def _no_constant(_name: str) -> None:
-    """NaN and the infinities are no JSON; clients would refuse the whole answer."""
+class _OddNumberError(Exception):
+    """NaN or an infinity, which are no JSON: clients would refuse the whole answer."""
 
 
-def _finite(text: str) -> float | None:
+def _no_constant(name: str) -> None:
+    raise _OddNumberError(name)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _OddNumberError(text)
+    return value
+
+
+def _finite_or_none(text: str) -> float | None:
     value = float(text)
     return value if math.isfinite(value) else None
 
 
 # One that is not closed counts too: to fail there and try again from the next quote would take for ever.
 _STRINGS = re.compile(rb'"(?>[^"\\]*(?:\\.[^"\\]*)*)"?', re.DOTALL)
-# What Python reads and others do not: numbers that are none, and halves of surrogate pairs.
-_IMPROPER = re.compile(rb"NaN|Infinity|[eE][+-]?[0-9]{3}|\\u[dD][89a-fA-F]")
-_DECODER = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_STRICT = json.JSONDecoder(parse_constant=_no_constant, parse_float=_finite)
+_LENIENT = json.JSONDecoder(parse_constant=lambda _name: None, parse_float=_finite_or_none)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -13,7 +13,7 @@ from kernelpool.agent.client import Client
 from kernelpool.agent.clients import MAX_CLIENTS, MAX_REMEMBERED, Clients
 from kernelpool.errors import TooManyConnections
 from kernelpool.protocol.framing import WireMessage, read_head
-from kernelpool.protocol.messages import Message
+from kernelpool.protocol.messages import Codec, Message
 from tests.jupyter import Told
 
 ids = iter(range(10**6))
@@ -189,13 +189,27 @@ async def test_what_was_asked_of_a_kernel_that_is_gone_ends_but_not_what_waits_f
     assert replies == {"lost": "error", "kept": "ok"}
 
 
+HEADER = b'{"msg_id": "m", "msg_type": "x"}'
+
+
+def sent(*parts: bytes) -> Message:
+    """As the agent reads it."""
+    codec = Codec(b"key", "session")
+    return codec.decode(codec.sign(parts))
+
+
 @pytest.mark.parametrize("raw", [b'{"a": NaN}', b'{"a": "\xff"}', b'{"a": -Infinity, "b": 1e999}', b'{"a": "\\ud800"}'])
 def test_clients_see_json_whatever_the_kernel_sent(raw: bytes) -> None:
-    header = b'{"msg_id": "m", "msg_type": "x"}'
-
-    *_, content = Message("x", "", {"a": None}, msg_id="m", parts=(header, b"[]", b"nonsense", raw)).relayed()
+    *_, content = sent(HEADER, b"{}", b"{}", raw).relayed()
+    _, parent, metadata, _ = Message("x", "", {}, parts=(HEADER, b"[]", b"nonsense", b"{}")).relayed()
 
     json.loads(content, parse_constant=lambda name: pytest.fail(name)).__str__().encode()
+    assert (parent, metadata) == (b"{}", b"{}")
+
+
+@pytest.mark.parametrize("raw", [b'{ "a":1e308 }', '{"a": "Infinity NaN 1e999 é"}'.encode(), b'{"a": "\\u00e9"}'])
+def test_what_is_proper_json_is_passed_on_byte_for_byte(raw: bytes) -> None:
+    assert sent(HEADER, b"{}", raw, raw).relayed() == (HEADER, b"{}", raw, raw)
 
 
 async def test_what_the_kernel_never_answers_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
