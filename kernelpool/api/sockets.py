@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-GOING_AWAY = 1001
+RESTARTS = 1012
+"""Not 1001: JupyterLab takes going away as the end, and stays disconnected when the gateway is back."""
 
 
 class Socket(Protocol):
@@ -30,7 +31,7 @@ class OpenSockets:
         self._open.add(socket)
         self._nobody.clear()
         if self._closing:
-            socket.close(GOING_AWAY, "the gateway is stopping")
+            socket.close(RESTARTS, "the gateway is stopping")
 
     def discard(self, socket: Socket) -> None:
         self._open.discard(socket)
@@ -38,10 +39,10 @@ class OpenSockets:
             self._nobody.set()
 
     async def close_all(self, timeout: float) -> bool:
-        """Sends each client the going-away close, and waits for them to answer it. Whether all did."""
+        """Tells each client that the gateway restarts, and waits for them to answer it. Whether all did."""
         self._closing = True
         for socket in list(self._open):
-            socket.close(GOING_AWAY, "the gateway is stopping")
+            socket.close(RESTARTS, "the gateway is stopping")
         try:
             await asyncio.wait_for(self._nobody.wait(), timeout)
         except TimeoutError:

@@ -14,7 +14,7 @@ from tornado.websocket import WebSocketHandler
 from kernelpool import server
 from kernelpool.api import make_application
 from kernelpool.api.base import Collaborators
-from kernelpool.api.sockets import GOING_AWAY, OpenSockets
+from kernelpool.api.sockets import RESTARTS, OpenSockets
 from tests.api.conftest import Api
 from tests.api.test_server import TOKEN, WORLD, fake_backends, gateway_of, settings_of
 
@@ -76,7 +76,7 @@ async def test_an_answer_that_was_awaited_when_the_drain_began_says_that_it_is_t
     assert response.headers["Connection"] == "close"
 
 
-async def test_websockets_get_a_going_away_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_websockets_are_told_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_application
 
     def with_channel(collaborators: Collaborators, *rest: Any, **named: Any) -> Any:
@@ -95,7 +95,7 @@ async def test_websockets_get_a_going_away_close(tmp_path: Path, monkeypatch: py
         await asyncio.wait_for(running.task, 20)
 
     assert message.type is aiohttp.WSMsgType.CLOSE
-    assert message.data == GOING_AWAY
+    assert message.data == RESTARTS
 
 
 class Deaf:
@@ -115,7 +115,7 @@ async def test_who_does_not_answer_is_not_waited_for_and_who_comes_late_is_told_
     assert not await sockets.close_all(0.01)
     sockets.add(late)
 
-    assert deaf.codes == late.codes == [GOING_AWAY]
+    assert deaf.codes == late.codes == [RESTARTS]
     sockets.discard(deaf)
     sockets.discard(late)
     assert await sockets.close_all(1)

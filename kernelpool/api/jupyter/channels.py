@@ -1,9 +1,9 @@
 """WebSockets of the Jupyter surface: a kernel's channels, in both framings, and events, of which there are none.
 
 Whatever can be refused is refused with a status, before the upgrade: the kernel's channels are open by then, so no
-frame that a client sends at once has to wait anywhere but in its own connection. Close codes after that: 1001 the
-gateway stops, 1007 not a frame, 1009 too large, 1011 the connection to the sandbox broke (come back), 4001 a newer
-connection has this session_id, 4002 the session has ended, 4003 the token is good no more.
+frame that a client sends at once has to wait anywhere but in its own connection. Close codes after that: 1007 not a
+frame, 1009 too large, 1011 the connection to the sandbox broke (come back), 1012 the gateway stops (come back), 4001 a
+newer connection has this session_id, 4002 the session has ended, 4003 the token is good no more.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Protocol
 from kernelpool.agents import Channels
 from kernelpool.api.jupyter import quirks
 from kernelpool.api.jupyter.ledger import Ledger, made, refusal
-from kernelpool.api.sockets import GOING_AWAY
+from kernelpool.api.sockets import RESTARTS
 from kernelpool.errors import GatewayDraining, KernelpoolError, SandboxLost
 from kernelpool.kernel import Kernel
 from kernelpool.protocol.framing import WireMessage, decode_v1, encode_legacy, encode_v1, read_head
@@ -108,7 +108,7 @@ class Relay:
             await self._say_dead()
             self._socket.close(ENDED, error.message[:120])
         except GatewayDraining:
-            self._socket.close(GOING_AWAY, "the gateway is stopping")
+            self._socket.close(RESTARTS, "the gateway is stopping")
         except (KernelpoolError, ProtocolError) as error:
             log.warning("a kernel's channels broke", extra={"error": str(error)})
             self._socket.close(BROKEN, "the connection to the kernel broke; it goes on")
