@@ -38,6 +38,10 @@ class Told:
         return str(self.header["msg_type"])
 
     @property
+    def speaker(self) -> str:
+        return str(self.header["session"])
+
+    @property
     def state(self) -> str | None:
         return self.content.get("execution_state")
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 
 from kernelpool.agent.frames import own_frame
-from kernelpool.protocol.framing import decode_v1
+from kernelpool.protocol.framing import decode_v1, read_head
 from kernelpool.protocol.ring import Entry, Ring
 
 A_TURN = 50
@@ -85,6 +85,7 @@ class Client:
 
 def _loss_note(missed: int, after: Entry) -> bytes:
     """Said where the messages are missing, as output of what is told next: that is where somebody may see it."""
-    parent = decode_v1(after.frame).parent_header
+    told = decode_v1(after.frame)
     text = f"\n[{missed} messages of the kernel were left out: this client read more slowly than they came]\n"
-    return own_frame("iopub", "stream", {"name": "stderr", "text": text}, parent)[1]
+    content, session = {"name": "stderr", "text": text}, read_head(told.header).session
+    return own_frame("iopub", "stream", content, told.parent_header, session)[1]

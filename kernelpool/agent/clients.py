@@ -35,6 +35,8 @@ class Clients:
         self._away: OrderedDict[str, tuple[int, int]] = OrderedDict()
         self._requests = Requests()
         self._input: tuple[Request, bytes] | None = None
+        self._speaker = "kernelpool"
+        """The session of the kernel's messages, and of ours among them."""
         self.last_heard = time.time()
 
     def __repr__(self) -> str:
@@ -112,6 +114,7 @@ class Clients:
     def heard(self, channel: str, message: Message) -> None:
         """IOPub is for all; what comes on the other channels is for who asked."""
         self.last_heard = time.time()
+        self._speaker = message.session or self._speaker
         if not self._here and not self._away:
             return
         request = self._requests.get(message.parent_id)
@@ -180,7 +183,7 @@ class Clients:
         once: bool = False,
     ) -> None:
         if self._here or self._away:
-            msg_id, frame = own_frame(channel, msg_type, content, parent)
+            msg_id, frame = own_frame(channel, msg_type, content, parent, self._speaker)
             self._put(Entry(frame, msg_id, target, target is not None or msg_type in VITAL, once))
 
     def _put(self, entry: Entry) -> None:

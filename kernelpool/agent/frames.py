@@ -25,13 +25,14 @@ def frame_of(channel: str, message: Message) -> bytes:
     return encode_v1(WireMessage(channel, header, parent, metadata, content, buffers))
 
 
-def own_frame(channel: str, msg_type: str, content: dict[str, Any], parent: bytes) -> tuple[str, bytes]:
+def own_frame(channel: str, msg_type: str, content: dict[str, Any], parent: bytes, session: str) -> tuple[str, bytes]:
+    """`session` is the kernel's. Clients take another one for a restart, and drop what they have not handled yet."""
     msg_id = secrets.token_hex(16)
     header = {
         "msg_id": msg_id,
         "msg_type": msg_type,
         "username": "kernelpool",
-        "session": "kernelpool",
+        "session": session,
         "date": datetime.fromtimestamp(time.time(), UTC).isoformat(),
         "version": PROTOCOL_VERSION,
     }

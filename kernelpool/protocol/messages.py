@@ -46,6 +46,8 @@ class Message:
     is_proper: bool = True
     """Whether every reader of JSON can read the content as it came."""
     msg_id: str = ""
+    session: str = ""
+    """Of its header: the same for all that a kernel says, another after a restart."""
     parts: tuple[bytes, ...] = ()
     """Header, parent header, metadata and content as they came."""
     buffers: tuple[bytes, ...] = ()
@@ -115,6 +117,7 @@ class Codec:
             unread=len(raw_content) if too_much else 0,
             is_proper=is_proper,
             msg_id=_text(header, "msg_id"),
+            session=session if isinstance(session := header.get("session"), str) else "",
             parts=tuple(parts),
             buffers=tuple(frames[start + 5 :]),
         )

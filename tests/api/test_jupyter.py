@@ -672,11 +672,13 @@ async def test_a_quota_refuses_an_execution_as_a_kernel_would(tmp_path: Path) ->
     async with api_of(tmp_path, quotas=Quotas({"default": QuotaSettings(executions_per_minute=1)})) as api:
         kernel = await kernel_of(api)
         async with connected(api, kernel["id"]) as client:
-            await client.run("1")
+            ran = await client.run("1")
             refused = await client.run("2")
 
     assert kinds(refused) == ["status", "error", "execute_reply", "status"]
     assert read_object(refused[1].content)["ename"] == "QuotaExceeded"
+    # Of another session it would be another kernel's to clients.
+    assert {read_head(each.header).session for each in refused} == {read_head(ran[-1].header).session}
 
 
 async def test_executions_are_audited_one_by_one_and_connections_at_their_end(tmp_path: Path) -> None:

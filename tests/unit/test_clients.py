@@ -19,13 +19,13 @@ from tests.jupyter import Told
 ids = iter(range(10**6))
 
 
-def message(kind: str, parent: str = "", **content: Any) -> Message:
+def message(kind: str, parent: str = "", speaker: str = "the kernel's", **content: Any) -> Message:
     """As the codec reads one off the kernel's socket."""
     id = f"m{next(ids)}"
-    header = {"msg_id": id, "msg_type": kind}
+    header = {"msg_id": id, "msg_type": kind, "session": speaker}
     parents = {"msg_id": parent, "msg_type": "x"} if parent else {}
     parts = tuple(json.dumps(part).encode() for part in (header, parents, {}, content))
-    return Message(kind, parent, content, msg_id=id, parts=parts)
+    return Message(kind, parent, content, msg_id=id, session=speaker, parts=parts)
 
 
 def ask(clients: Clients, client: Client, id: str, kind: str = "complete_request", channel: str = "shell") -> Any:
@@ -115,6 +115,24 @@ async def test_who_was_away_hears_of_the_restart() -> None:
     clients.say("status", {"execution_state": "restarting"}, once=True)
 
     assert [one.state for one in await told(clients.connect("s", None))] == ["restarting"]
+
+
+async def test_what_we_say_ourselves_is_of_the_kernels_own_session() -> None:
+    """To clients another session is another kernel: they drop what they have not handled of the one before."""
+    clients = Clients(2000, 1000)
+    clients.heard("iopub", message("status", speaker="before"))  # nobody is there to hear it
+    client = clients.connect("s", None)
+    clients.say("status", {"execution_state": "busy"})
+    said = await told(client)
+    for _ in range(10):
+        clients.heard("iopub", message("stream", speaker="after", name="stdout", text="x" * 1000))
+    clients.say("status", {"execution_state": "idle"})
+
+    noted = await told(client)
+
+    assert [each.speaker for each in said] == ["before"]
+    assert "left out" in str(noted[0].content)
+    assert {each.speaker for each in noted} == {"after"}
 
 
 async def test_confirming_nonsense_changes_nothing() -> None:

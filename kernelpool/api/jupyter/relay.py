@@ -11,6 +11,7 @@ import logging
 import struct
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -67,6 +68,8 @@ class Relay:
         self._delivered = 0
         self._asked = 0
         self._asking: asyncio.TimerHandle | None = None
+        self._speaker = "kernelpool"
+        """The session of the kernel's messages, and of ours among them: clients take another one for a restart."""
 
     async def aclose(self) -> None:
         if self._asking is not None:
@@ -84,7 +87,7 @@ class Relay:
             self._socket.close(NOT_A_FRAME, f"not a frame: {error}"[:120])
             return
         except KernelpoolError as error:
-            for each in refusal(message, error, self._session_id or "kernelpool", time.time()):
+            for each in refusal(message, error, self._speaker, time.time()):
                 await self._deliver(encode_v1(each))
             return
         self._kernel.touch()
@@ -145,7 +148,10 @@ class Relay:
 
     def _note(self, frame: bytes) -> None:
         if _channel_of(frame) == b"shell":
-            self._ledger.reply(decode_v1(frame))
+            message = decode_v1(frame)
+            with suppress(ProtocolError):  # what the client makes of it is its own business
+                self._speaker = read_head(message.header).session or self._speaker
+            self._ledger.reply(message)
 
     async def _deliver(self, frame: bytes) -> None:
         await self._socket.deliver(frame if self.encode is None else self.encode(frame))
@@ -153,7 +159,7 @@ class Relay:
     async def _say_dead(self) -> None:
         date = datetime.fromtimestamp(time.time(), UTC).isoformat()
         try:
-            await self._deliver(encode_v1(made("iopub", "status", {"execution_state": "dead"}, "kernelpool", date)))
+            await self._deliver(encode_v1(made("iopub", "status", {"execution_state": "dead"}, self._speaker, date)))
         except ConnectionError:
             return
 
