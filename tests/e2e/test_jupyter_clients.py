@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,10 +21,15 @@ import pytest
 import requests
 import websocket
 
-from tests.e2e.gateways import SECONDS, TOKEN, Gateway, until
+from kernelpool.protocol.framing import V1
+from tests.e2e.conftest import Make
+from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, until
 from tests.e2e.jupyter import Client, Json, Server, text_of
+from tests.npm import npm_folder
 
 GATEWAY_MANAGER = "jupyter_server.gateway.managers.GatewayKernelManager"
+SERVICES = "7.6.6"
+"""Of @jupyterlab/services."""
 
 
 @pytest.fixture(autouse=True)
@@ -407,3 +414,99 @@ def test_the_public_test_suite_for_kernels_passes_over_the_gateway(
 
     assert int(said.split()[0]) >= 12
     assert int(said.split()[1]) <= 2, said
+
+
+# --- @jupyterlab/services: what JupyterLab in a browser and VS Code have kernels with
+
+
+def services(script: str) -> list[str]:
+    folder = npm_folder(STATE.parent / f"{STATE.name}-npm", "@jupyterlab/services", SERVICES)
+    return ["node", str(shutil.copy(Path(__file__).with_name(script), folder))]
+
+
+@pytest.fixture(scope="module")
+def seen(gateway: Gateway) -> Any:
+    """Of everything that the client does, in one go: each test looks at a part."""
+    command = [*services("jupyter_client.mjs"), f"http://127.0.0.1:{gateway.port}", TOKEN]
+    done = subprocess.run(command, capture_output=True, timeout=2 * SECONDS, check=False)
+    assert done.returncode == 0, done.stdout.decode()[-3000:] + done.stderr.decode()[-6000:]
+    return json.loads(done.stdout)
+
+
+def test_jupyterlab_services_starts_a_session_of_the_default_pool(seen: Any) -> None:
+    assert seen["specs"] == {"default": "python", "names": ["python"]}
+    assert seen["session"] == {"path": seen["path"], "protocol": V1, "subshells": True}
+    assert seen["language"] == "python"
+
+
+def test_jupyterlab_services_runs_cells(seen: Any) -> None:
+    assert (seen["first"]["text"], seen["first"]["result"], seen["first"]["execution_count"]) == ("written\n", "42", 1)
+    assert (seen["failed"]["status"], seen["failed"]["ename"]) == ("error", "ZeroDivisionError")
+    assert (seen["stdin"]["status"], seen["stdin"]["result"]) == ("ok", "'Hello Ada'")
+    assert seen["completed"] == [".bit_length"]
+
+
+def test_jupyterlab_services_has_comms_with_buffers_while_a_cell_runs(seen: Any) -> None:
+    assert seen["listening"]["result"] == "['00ff01', '0102fe']"
+    assert seen["echo"] == {"data": {"at": "message"}, "buffers": ["fe0201"], "subshell": True}
+    assert seen["offered"] == {"data": {"n": 1}, "buffers": ["ff00", "000000"]}
+
+
+def test_jupyterlab_services_looks_into_a_busy_kernel_and_interrupts_it(seen: Any) -> None:
+    assert seen["beside"]["result"] == "42"
+    assert (seen["subshells"], seen["deleted"]) == (True, "ok")
+    assert (seen["interrupted"]["status"], seen["interrupted"]["ename"]) == ("error", "KeyboardInterrupt")
+
+
+def test_jupyterlab_services_misses_nothing_when_its_connection_breaks(seen: Any) -> None:
+    """What arrived in the last moments may come twice."""
+    told = [int(line) for line in seen["reconnected"]["text"].split()]
+
+    assert sorted(set(told)) == list(range(150))
+    assert sorted(set(seen["reconnected"]["counted"])) == list(range(150))
+    assert seen["reconnected"]["result"] == "'said'"
+
+
+def test_jupyterlab_services_debugs_a_cell(seen: Any) -> None:
+    debugged = seen["debugged"]
+    assert (debugged["breakpoints"], debugged["frame"]) == ([True], ["double", 3])
+    assert ["twice", "42"] in debugged["variables"]
+    assert (debugged["cell"]["status"], debugged["cell"]["text"]) == ("ok", "42\n")
+
+
+def test_jupyterlab_services_sees_ends_as_what_they_are(seen: Any) -> None:
+    """It said so at the ends that it awaited: autorestarting, dead."""
+    assert (seen["restarted"]["result"], seen["restarted"]["execution_count"]) == ("False", 1)
+    assert seen["died"]["result"] == "42"
+    assert seen["running"] == [f"{seen['path']}-moved"]
+    assert not set(seen["ids"]) & set(seen["left"])
+
+
+def test_jupyterlab_services_finds_nothing_to_complain_of(seen: Any) -> None:
+    assert [each for each in seen["complaints"] if not each.startswith("Connection lost, reconnecting")] == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_jupyterlab_services_comes_back_to_its_cell_when_the_gateway_does(
+    make_gateway: Make, how: signal.Signals
+) -> None:
+    gateway = make_gateway(ready=1)
+    gateway.wait_warm()
+    command = [*services("jupyter_waiting_client.mjs"), f"{gateway.endpoint}/jupyter", TOKEN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        assert waiting.stdout.readline() == "runs\n"
+        gateway.signal(how)
+        gateway.wait()
+        gateway.start()
+        [kernel] = Server(gateway).ask("GET", "/api/kernels")
+        session = gateway.session(kernel["identifier"])
+        session.upload("go", b"")
+        try:
+            said, _ = waiting.communicate(timeout=SECONDS)
+        finally:
+            waiting.kill()
+    session.delete()
+
+    # What came just before the gateway was killed is told again.
+    assert said.removeprefix("runs\n") == "ends\n42"
