@@ -291,6 +291,17 @@ async def test_a_document_changes_its_name_and_its_kernel(api: Api) -> None:
     await ask(api, "GET", f"/api/kernels/{before}", 404)
 
 
+async def test_a_document_is_renamed_by_the_older_form_too(api: Api) -> None:
+    session = await session_of(api, "a.ipynb", kernel={"name": "python"})
+    url = f"/api/sessions/{session['id']}"
+
+    renamed = await ask(api, "PATCH", url, json={"notebook": {"path": "b.ipynb"}})
+
+    assert renamed["path"] == renamed["notebook"]["path"] == "b.ipynb"
+    assert (await ask(api, "GET", url))["path"] == "b.ipynb"
+    await ask(api, "PATCH", url, 400, json={"notebook": {"path": "x" * 1025}})
+
+
 async def test_a_kernel_that_another_document_has_too_stays(api: Api) -> None:
     first = await session_of(api, "a.ipynb", kernel={"name": "python"})
     second = await session_of(api, "b.ipynb", kernel={"id": first["kernel"]["id"]})

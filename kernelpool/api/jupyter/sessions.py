@@ -89,7 +89,7 @@ class SessionsHandler(_Handler):
 
     async def _post(self) -> None:
         fields = _checked(self.fields())
-        path = text_of(fields, "path", MAX_PATH) or text_of(object_in(fields, "notebook"), "path", MAX_PATH)
+        path = _path(fields)
         if not path:
             raise InvalidRequest("path: is missing")
         async with self.lock(path):
@@ -133,7 +133,7 @@ class SessionHandler(_Handler):
         old = before.session
         session = old.model_copy(
             update={
-                "path": text_of(fields, "path", MAX_PATH) or old.path,
+                "path": _path(fields) or old.path,
                 "name": text_of(fields, "name", MAX_NAME, old.name),
                 "type": text_of(fields, "type", MAX_TYPE) or old.type,
             }
@@ -164,6 +164,11 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("id", "name"):
         text_of(object_in(fields, "kernel"), name, 64)
     return fields
+
+
+def _path(fields: dict[str, Any]) -> str:
+    """Older clients name it in `notebook`. Raises `InvalidRequest`."""
+    return text_of(fields, "path", MAX_PATH) or text_of(object_in(fields, "notebook"), "path", MAX_PATH)
 
 
 async def attach(kernel: Kernel, session: JupyterSession) -> None:
