@@ -41,9 +41,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[mcp]'
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+	touch $@ $(VENV)/.installed
 
 demos: $(VENV)/.installed-dev  ## Execute notebooks/ against the gateway of KERNELPOOL_URL and KERNELPOOL_TOKEN, and store the outputs
 	$(BIN)/python notebooks/execute.py $(ARGS)
