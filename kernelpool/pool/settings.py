@@ -117,6 +117,9 @@ class PoolSettings(_Settings):
     """Seconds that a sandbox may take to get ready."""
     start_concurrency: int = Field(2, ge=1, le=64)
     """Sandboxes that start at the same time; more than cores only makes each of them later."""
+    warmup: bool = True
+    """Run the runtime's warm-up in a sandbox before anybody gets it: Python's loads pandas and matplotlib and draws a
+    figure. Without it a sandbox is there sooner and smaller, and a session's first imports take their time."""
     lease: float = Field(600.0, ge=10, le=10 * 365 * 86400, allow_inf_nan=False)
     """Seconds without a word from a gateway after which a sandbox that nobody took ends itself."""
 
@@ -242,7 +245,7 @@ def _nameless_spec(settings: PoolSettings, runtime: Runtime) -> SandboxSpec:
         kernel_argv=tuple(word.replace("{memory}", str(limits.memory)) for word in runtime.argv),
         kernel_env=dict(runtime.env),
         kernel_transport=runtime.transport,
-        warmup_code=runtime.warmup_code,
+        warmup_code=runtime.warmup_code if settings.warmup else "",
         interrupt_mode=runtime.interrupt_mode,
         lease=settings.lease,
         processes=limits.pids,

@@ -47,14 +47,17 @@ class Gateway:
         name: str = "python",
         **pool: Any,
     ) -> None:
-        """`environment` is for settings of the whole gateway; the rest are the pool's, which has that name."""
+        """`environment` is for settings of the whole gateway; the rest are the pool's, which has that name.
+
+        Its sandboxes are not warmed up, which is most of the work in starting one. Those of `test_docker` are.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
         self.state = state
         self.log = folder / f"gateway-{self.port}.log"
         self.name = name
-        settings = {"ready": 2, "max_sessions": 12, **pool}
+        settings = {"ready": 2, "max_sessions": 12, "warmup": False, **pool}
         ours = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
         self._environment = {
             # Not what the developer has set, the folder for this state included.

@@ -48,7 +48,9 @@ def image() -> str:
 @pytest.fixture(scope="module")
 def gateway(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     folder = tmp_path_factory.mktemp("gateway")
-    gateway = Gateway(folder, state=STATE.with_name(f"{STATE.name}-docker"), ready=2, max_sessions=40, **ON_DOCKER)
+    gateway = Gateway(
+        folder, state=STATE.with_name(f"{STATE.name}-docker"), ready=2, max_sessions=40, warmup=True, **ON_DOCKER
+    )
     gateway.start()
     yield gateway
     gateway.stop()

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kernelpool.models import Limits
 from kernelpool.pool.settings import LimitSettings, PoolSettings, fingerprint, parse_size, sandbox_spec
+from kernelpool.runtimes import load_runtimes
 from tests.fakes import RUNTIME
 
 
@@ -80,10 +81,24 @@ def test_two_sandboxes_share_neither_id_nor_secret() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"limits": {"memory": "2Gi"}}, {"egress": True}, {"queue_size": 3}, {"backend": "docker"}, {"lease": 60}],
+    [
+        {"limits": {"memory": "2Gi"}},
+        {"egress": True},
+        {"queue_size": 3},
+        {"backend": "docker"},
+        {"lease": 60},
+    ],
 )
 def test_what_is_built_into_a_sandbox_changes_the_fingerprint(change: dict[str, object]) -> None:
     assert fingerprint(PoolSettings.model_validate(change), RUNTIME) != fingerprint(PoolSettings(), RUNTIME)
+
+
+def test_a_sandbox_is_warmed_up_unless_its_pool_says_not() -> None:
+    python = load_runtimes()["python"]
+
+    assert "pandas" in sandbox_spec(PoolSettings(), python).agent.warmup_code
+    assert sandbox_spec(PoolSettings(warmup=False), python).agent.warmup_code == ""
+    assert fingerprint(PoolSettings(warmup=False), python) != fingerprint(PoolSettings(), python)
 
 
 @pytest.mark.parametrize("change", [{"ready": 3}, {"max_sessions": 20}, {"cooldown": 5}, {"max_timeout": 900}])
