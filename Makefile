@@ -14,9 +14,9 @@ serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm 
 doctor: $(VENV)/.installed  ## Check what the sandboxes of this machine promise
 	$(BIN)/kernelpool doctor
 
-test: $(VENV)/.installed-dev lint  ## Set up and run the linters and all tests
-	@# Side by side, for most of them mostly wait: whole gateways; what needs an engine; all the rest.
-	@$(MAKE) --no-print-directory --keep-going --jobs=3 --output-sync=target test-e2e test-engine test-rest; failed=$$?; \
+test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests
+	@# Side by side: linters; whole gateways; what needs an engine; all the rest.
+	@$(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target lint test-e2e test-engine test-rest; failed=$$?; \
 	cd $(VENV); grep -hE '^(FAILED|ERROR) ' test-*.log; tail -qn 1 test-*.log; exit $$failed
 
 test-e2e:
@@ -43,7 +43,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[dev]'
 	touch $@ $(VENV)/.installed
 
 demos: $(VENV)/.installed-dev  ## Execute notebooks/ against the gateway of KERNELPOOL_URL and KERNELPOOL_TOKEN, and store the outputs

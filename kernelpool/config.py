@@ -148,6 +148,11 @@ class Settings(BaseModel):
             raise InvalidRequest(f"settings: {sentences(error)}") from None
 
 
+def sentence(name: str) -> str:
+    """What a setting says of itself, which its flag says too."""
+    return Settings.model_fields[name].description or ""
+
+
 def _read(file: Path | None) -> dict[str, Any]:
     path = file or Path(FILE_NAME)
     if file is None and not path.exists():

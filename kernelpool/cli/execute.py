@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 
-from kernelpool.cli.embedded import embedded_client
 from kernelpool.cli.remote import Remote, pool_option, remote_command, session_option
 from kernelpool.cli.terminal import LinePrinter, OutputPrinter, note
 from kernelpool.client import Client, ClientError, Done, Event, Result, Session
@@ -141,6 +140,9 @@ def client_for(context: click.Context, remote: Remote, pool: str, timeout: float
         with remote.client() as client:
             yield client
     else:
+        # A gateway takes a second to load, and whoever names one has no need of it.
+        from kernelpool.cli.embedded import embedded_client  # noqa: PLC0415
+
         with embedded_client(context, pool, timeout) as client:
             yield client
 

@@ -17,7 +17,6 @@ from urllib.parse import quote, urlencode
 
 import click
 
-from kernelpool.cli.embedded import embedded_gateway
 from kernelpool.cli.remote import Remote, pool_option, remote_command
 from kernelpool.client import Client
 from kernelpool.client.profiles import Profile
@@ -70,6 +69,8 @@ def _gateway(context: click.Context, remote: Remote, pool: str) -> Iterator[Prof
     if remote.is_named():
         yield remote.resolve()
     else:
+        from kernelpool.cli.embedded import embedded_gateway  # noqa: PLC0415 - takes a second to load
+
         with embedded_gateway(context, pool) as gateway:
             yield gateway
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from kernelpool.cli import main
-from kernelpool.config import Settings, default_state_dir, from_environment, merge
+from kernelpool.config import (
+    CONFIG_VARIABLE,
+    FILE_NAME,
+    Settings,
+    default_state_dir,
+    from_environment,
+    merge,
+    sentence,
+)
 from kernelpool.errors import InvalidRequest
 from kernelpool.telemetry.logs import JsonFormatter
 
@@ -181,6 +192,23 @@ def test_the_command_line_explains_itself(command: list[str]) -> None:
 
     assert result.exit_code == 0
     assert "kernelpool" in result.output or "Usage" in result.output
+
+
+def test_a_flag_says_what_its_setting_says() -> None:
+    flags = {flag.name: flag for flag in main.params if isinstance(flag, click.Option)}
+
+    assert (flags["state_dir"].help, flags["log_level"].help) == (sentence("state_dir"), sentence("log_level"))
+    assert flags["config"].envvar == CONFIG_VARIABLE
+    assert FILE_NAME in (flags["config"].help or "")
+
+
+def test_a_command_that_talks_to_a_gateway_loads_none() -> None:
+    command = "import sys; from kernelpool.cli import main; main(['exec', '--help'], standalone_mode=False)"
+    code = f"{command}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+    assert "kernelpool.client.sync" in loaded
+    assert not {"kernelpool.server", "kernelpool.config", "aiohttp", "tornado", "docker"} & set(loaded)
 
 
 def test_the_command_line_says_which_setting_is_wrong_and_no_stack(tmp_path: Path) -> None:
