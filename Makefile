@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STATE   = $(or $(KPTEST_STATE),/var/tmp/kernelpool-test-$(shell id -u))
 PYTEST  = set -o pipefail; KPTEST_STATE=$(STATE)-$(1) $(BIN)/pytest -p no:cacheprovider $(ARGS)
 
-.PHONY: serve test test-e2e test-engine test-rest lint bench demos doctor constraints clean
+.PHONY: serve test test-engine test-gateways test-parts lint bench demos doctor constraints clean
 
 serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm Python pool
 	$(BIN)/kernelpool serve $(ARGS)
@@ -14,19 +14,19 @@ serve: $(VENV)/.installed  ## Set up and run a gateway on 127.0.0.1 with a warm 
 doctor: $(VENV)/.installed  ## Check what the sandboxes of this machine promise
 	$(BIN)/kernelpool doctor
 
-test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests
-	@# Side by side: linters; whole gateways; what needs an engine; all the rest.
-	@$(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target lint test-e2e test-engine test-rest; failed=$$?; \
+test: $(VENV)/.installed-dev  ## Set up and run the linters and all tests; with KPTEST=all also those that repeat others or take minutes
+	@# Side by side: linters; what needs an engine; whole gateways; parts, and the other half of the whole gateways.
+	@$(MAKE) --no-print-directory --keep-going --jobs=4 --output-sync=target lint test-engine test-gateways test-parts; failed=$$?; \
 	cd $(VENV); grep -hE '^(FAILED|ERROR) ' test-*.log; tail -qn 1 test-*.log; exit $$failed
-
-test-e2e:
-	@$(call PYTEST,e2e) -m 'not engine' tests/e2e | tee $(VENV)/$@.log
 
 test-engine:
 	@$(call PYTEST,engine) -m engine tests/contract tests/e2e | tee $(VENV)/$@.log
 
-test-rest:
-	@$(call PYTEST,rest) -m 'not engine' tests/api tests/unit tests/contract tests/test_*.py | tee $(VENV)/$@.log
+test-gateways:
+	@$(call PYTEST,gateways) -m 'not engine' tests/e2e/test_[a-i]*.py | tee $(VENV)/$@.log
+
+test-parts:
+	@$(call PYTEST,parts) -m 'not engine' tests/test_*.py tests/api tests/unit tests/contract tests/e2e/test_[j-z]*.py | tee $(VENV)/$@.log
 
 lint: $(VENV)/.installed-dev  ## Only the linters and the type checker
 	$(BIN)/ruff check .

@@ -16,9 +16,10 @@ import yaml
 
 from tests.e2e.gateways import TOKEN, until
 from tests.engine import engine_client, image_of
+from tests.extra import extra
 
 # The first test of all builds what the others use.
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, extra, pytest.mark.timeout(1200)]  # two images are built
 
 COMPOSE = Path(__file__).parents[2] / "compose.yaml"
 PORT = 8080

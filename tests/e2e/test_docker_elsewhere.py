@@ -30,8 +30,9 @@ from tests.e2e.test_survival import (  # noqa: F401
     test_kill_9_of_the_gateway_under_load_loses_nothing,
 )
 from tests.engine import engine_client, image_of
+from tests.extra import extra
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]  # the first of them builds the image
+pytestmark = [pytest.mark.engine, extra, pytest.mark.timeout(900)]  # the first of them builds the image
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,7 @@ from kernelpool.protocol.framing import V1
 from tests.e2e.conftest import Make
 from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, until
 from tests.e2e.jupyter import Client, Json, Server, text_of
+from tests.extra import extra
 from tests.npm import npm_folder
 
 GATEWAY_MANAGER = "jupyter_server.gateway.managers.GatewayKernelManager"
@@ -486,6 +487,7 @@ def test_jupyterlab_services_finds_nothing_to_complain_of(seen: Any) -> None:
     assert [each for each in seen["complaints"] if not each.startswith("Connection lost, reconnecting")] == []
 
 
+@extra
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_jupyterlab_services_comes_back_to_its_cell_when_the_gateway_does(
     make_gateway: Make, how: signal.Signals

@@ -1,11 +1,10 @@
 """JavaScript sessions on Docker: the same tests, on a pool with `backend = "docker"`.
 
-Its image takes minutes, and what it has of its own is little: they run where `KPTEST_IMAGES=all` asks for them.
+Its image takes minutes, and what it has of its own is little: they run where `KPTEST=all` asks for them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -24,12 +23,13 @@ from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
     test_too_much_memory_costs_the_kernel_and_not_the_session,
 )
 from tests.engine import image_of
+from tests.extra import extra
 
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first of them builds the image
-    pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),
+    extra,
 ]
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from kernelpool.auth.keys import KeyStore
 from tests.e2e.gateways import STATE, Gateway
+from tests.extra import extra
 from tests.pypi import pypi_folder
 
 CACHE = STATE.parent / f"{STATE.name}-suites"
@@ -118,6 +119,7 @@ def run(
     return {name: int(count) for count, name in re.findall(r"(\d+) ([a-z]+)(?:,| in )", last)}
 
 
+@extra
 def test_jupyter_servers_suite(tenant: Tenant, tmp_path: Path) -> None:
     root = pypi_folder(CACHE, "jupyter_server", "2.21.1")
     tests = [f"tests/services/{name}" for name in ("kernels", "sessions", "kernelspecs", "api")]
@@ -129,6 +131,7 @@ def test_jupyter_servers_suite(tenant: Tenant, tmp_path: Path) -> None:
     assert counts == {"passed": 31, "skipped": 17, "deselected": 61}
 
 
+@extra
 def test_jupyter_kernel_clients_suite(tenant: Tenant, tmp_path: Path) -> None:
     root = pypi_folder(CACHE, "jupyter_kernel_client", "1.0.2", sdist=False)
     session = tenant.gateway.session(f"suites-{os.getpid()}")

@@ -1,11 +1,10 @@
 """Shell sessions on Docker: the same tests, on a pool with `backend = "docker"`.
 
-Its image takes a minute, and what it has of its own is little: they run where `KPTEST_IMAGES=all` asks for them.
+Its image takes a minute, and what it has of its own is little: they run where `KPTEST=all` asks for them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +13,7 @@ from tests.e2e import test_shell
 from tests.e2e.gateways import Gateway, state_of
 from tests.e2e.test_shell import *  # noqa: F403
 from tests.engine import image_of
+from tests.extra import extra
 
 shell, any_session, langchain = test_shell.shell, test_shell.any_session, test_shell.langchain
 
@@ -21,7 +21,7 @@ pytestmark = [
     pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.timeout(900),  # the first of them builds the image
-    pytest.mark.skipif(os.environ.get("KPTEST_IMAGES") != "all", reason="KPTEST_IMAGES is not all"),
+    extra,
 ]
 
 
