@@ -23,10 +23,10 @@ test-engine:
 	@$(call PYTEST,engine) -m engine tests/contract tests/e2e | tee $(VENV)/$@.log
 
 test-gateways:
-	@$(call PYTEST,gateways) -m 'not engine' tests/e2e/test_[a-i]*.py | tee $(VENV)/$@.log
+	@$(call PYTEST,gateways) -m 'not engine' tests/contract tests/e2e/test_[a-i]*.py | tee $(VENV)/$@.log
 
 test-parts:
-	@$(call PYTEST,parts) -m 'not engine' tests/test_*.py tests/api tests/unit tests/contract tests/e2e/test_[j-z]*.py | tee $(VENV)/$@.log
+	@$(call PYTEST,parts) -m 'not engine' tests/test_*.py tests/api tests/unit tests/e2e/test_[j-z]*.py | tee $(VENV)/$@.log
 
 lint: $(VENV)/.installed-dev  ## Only the linters and the type checker
 	$(BIN)/ruff check .

@@ -14,8 +14,10 @@ from kernelpool.backends.docker.settings import DockerSettings
 from kernelpool.errors import BackendUnavailable
 from tests.contract.engines import OwnEngine
 from tests.contract.sandboxes import DockerKit, ask, spec
+from tests.extra import extra
 
 pytestmark = [
+    extra,
     pytest.mark.engine,
     pytest.mark.slow,
     pytest.mark.root,

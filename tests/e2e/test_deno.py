@@ -9,8 +9,9 @@ import pytest
 
 from kernelpool.runtimes import kernels_folder
 from tests.e2e.gateways import Gateway, Session, state_of
+from tests.extra import extra
 
-pytestmark = pytest.mark.timeout(600)  # the first of them makes the tree
+pytestmark = [extra, pytest.mark.timeout(600)]  # the first of them makes the tree
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.gateways import STATE
+from tests.extra import extra
 
 USER = 64_124
 
@@ -22,6 +23,7 @@ def _interpreter() -> str | None:
     return None
 
 
+@extra
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_stories_hold_for_an_ordinary_user() -> None:

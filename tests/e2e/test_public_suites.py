@@ -144,6 +144,7 @@ def test_jupyter_kernel_clients_suite(tenant: Tenant, tmp_path: Path) -> None:
     assert counts == {"passed": 18, "deselected": 24}
 
 
+@extra
 def test_enterprise_gateways_suite(tenant: Tenant, tmp_path: Path) -> None:
     """Its client sends no token, so it stands in the URL."""
     root = pypi_folder(CACHE, "jupyter_enterprise_gateway", "3.3.0")
@@ -155,6 +156,7 @@ def test_enterprise_gateways_suite(tenant: Tenant, tmp_path: Path) -> None:
     assert counts == {"passed": 5}
 
 
+@extra
 def test_kernel_gateways_suite(tenant: Tenant, tmp_path: Path) -> None:
     root = pypi_folder(CACHE, "jupyter_kernel_gateway", "3.0.1")
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.contract_of_api import contract
 from tests.e2e.gateways import TOKEN, VERSION, Gateway, Session
+from tests.extra import extra
 
 SECONDS = 90
 EXCLUDED = {
@@ -33,6 +34,7 @@ api-version = "{version}"
 """
 
 
+@extra
 @pytest.mark.slow
 @pytest.mark.timeout(SECONDS + 120)
 def test_the_gateway_keeps_what_its_document_promises(gateway: Gateway, session: Session, tmp_path: Path) -> None:

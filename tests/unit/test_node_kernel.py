@@ -451,7 +451,6 @@ def test_lines_stay_where_they_are_without_their_types(kernel: Kernel) -> None:
         "await new Promise(r => setTimeout(r, 1)); for (;;) {}",
         "while (true) await new Promise(r => setTimeout(r, 5))",
         "(async () => { for (;;) await require('timers/promises').setTimeout(5) })()",
-        "for (;;) console.log('flood')",
         "for (;;) { try { await new Promise(r => setTimeout(r, 5)) } catch { break } }; for (;;) await null",
     ],
 )
@@ -466,6 +465,17 @@ def test_an_interrupt_ends_the_cell_and_keeps_the_state(kernel: Kernel, code: st
     assert cell.reply["ename"] == "Interrupted"
     assert "Debugger" not in cell.text("stderr")
     assert kernel.run("survived").result == "'yes'"
+
+
+def test_an_interrupt_ends_a_flood_of_text_and_keeps_the_state(fresh: Kernel) -> None:
+    fresh.run("let survived = 'yes'")
+    request = fresh.send("console.log('begun'); for (;;) console.log('flood')")
+    fresh.wait_for_text(request, "begun")
+
+    interrupt(fresh)
+
+    assert fresh.finish(request).reply["ename"] == "Interrupted"
+    assert fresh.run("survived").result == "'yes'"
 
 
 def test_an_interrupt_ends_the_programs_that_a_cell_waits_for(kernel: Kernel) -> None:

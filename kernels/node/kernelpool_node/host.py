@@ -134,9 +134,6 @@ class Host:
 
     def settle(self) -> None:
         """What came out until now is all of a cell."""
-        if self._forces and self._inspector is not None:
-            with suppress(OSError):
-                self._inspector.settle()
         self._forces = False
         self._read_stderr()
         rest, self._begun_line = self._begun_line, ""

@@ -26,25 +26,11 @@ class Inspector:
             f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         self._connection.recv(4096)
-        self._asked = 0
 
     def terminate(self) -> None:
         """Ends what runs now, and keeps all state. Raises `OSError`."""
-        self._ask("Runtime.terminateExecution")
-
-    def settle(self) -> None:
-        """What was to be ended and had ended already would be the end of what runs next: this is. Raises `OSError`."""
-        self._ask("Runtime.evaluate", expression="0")
-
-    def _ask(self, method: str, **parameters: str) -> None:
-        """Waits for the answer."""
-        self._asked += 1
-        text = json.dumps({"id": self._asked, "method": method, "params": parameters}).encode()
+        text = json.dumps({"id": 1, "method": "Runtime.terminateExecution"}).encode()
         assert len(text) < 126
         # Text, final, masked with zeros.
         self._connection.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
-        told = b""
-        while f'"id":{self._asked},'.encode() not in told:
-            if not (data := self._connection.recv(4096)):
-                raise ConnectionResetError("the inspector is closed")
-            told += data
+        self._connection.recv(4096)
