@@ -170,7 +170,7 @@ def test_a_shell_session_has_a_userland_and_says_what_it_is(shell: Session) -> N
     missing = shell.shell(f"for tool in {' '.join(tools)}; do command -v $tool > /dev/null || echo $tool; done")
 
     assert missing["result"]["stdout"] == ""
-    assert metadata["runtimes"][0]["name"] == "bash"
+    assert metadata["runtimes"][0]["name"] == "shell"
     assert shell.shell("python -c 'print(6 * 7)'; pip --version | cut -d. -f1")["result"]["stdout"].startswith(
         "42\npip "
     )
