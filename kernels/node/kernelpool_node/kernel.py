@@ -26,8 +26,11 @@ REMEMBERED = 1000
 LOOK_INTERVAL = 0.05
 """Seconds between two looks at whether an interrupted cell has ended."""
 DEAF = 0.2
-"""Seconds of work since the interrupt, from which on JavaScript is stopped by force. Of work, not of time: it must be
-the user's code, never the host that is about to look up."""
+"""Seconds of work since the interrupt, from which on JavaScript is stopped by force: that is the user's code, and not
+the host that is about to look up."""
+PATIENCE = 1.0
+"""Seconds from which on it is stopped by force however little it has worked: what prints more than is read waits most
+of its time."""
 BLOCKED = 0.3
 """Seconds in which it has neither worked so much nor looked up: it waits for a program, and that has SIGINT."""
 
@@ -35,6 +38,7 @@ BESIDE_THE_HEAP = 256 << 20
 """Bytes of a session's memory that are not JavaScript's, but half of it at most: so JavaScript is told that there is no
 more, and says so, before the kernel of the machine ends it."""
 
+ON_CONTROL = frozenset({"interrupt_request", "kernel_info_request", "shutdown_request"})
 OUTPUTS = {
     "execute_result": ("data", "metadata", "execution_count"),
     "display_data": ("data", "metadata", "transient"),
@@ -64,6 +68,7 @@ class Interrupt:
 
     busy: float
     """Seconds that JavaScript was busy before."""
+    force_at: float
     signal_at: float
 
 
@@ -79,7 +84,7 @@ class Kernel:
         # The mutable state: what is served, and the cells that there were.
         self._request: Request | None = None
         self._cells: OrderedDict[int, Request] = OrderedDict()
-        self._cell = 0
+        self._cell = self._command = 0
         self._count = 0
         self._version = ""
         self._insist_at: float | None = None
@@ -117,7 +122,8 @@ class Kernel:
 
     def _interrupted(self) -> None:
         if self._request is not None:
-            self._interrupt = Interrupt(self._host.busy_seconds(), monotonic() + BLOCKED)
+            now = monotonic()
+            self._interrupt = Interrupt(self._host.busy_seconds(), now + PATIENCE, now + BLOCKED)
             self._insist()
 
     def _insist(self) -> None:
@@ -125,13 +131,14 @@ class Kernel:
         interrupt = self._interrupt
         if interrupt is None:
             return
-        self._insist_at = monotonic() + LOOK_INTERVAL
-        self._host.command("interrupt", id=self._cell)
+        now = monotonic()
+        self._insist_at = now + LOOK_INTERVAL
+        self._host.command("interrupt", id=self._command)
         busy = self._host.busy_seconds() - interrupt.busy
-        if busy >= DEAF:
+        if busy >= DEAF or now >= interrupt.force_at:
             self._host.stop_by_force()
-            interrupt.busy = self._host.busy_seconds()
-        elif monotonic() >= interrupt.signal_at:
+            interrupt.busy, interrupt.force_at = self._host.busy_seconds(), now + PATIENCE
+        elif now >= interrupt.signal_at:
             interrupt.signal_at += BLOCKED
             os.killpg(os.getpgrp(), signal.SIGINT)
 
@@ -166,6 +173,8 @@ class Kernel:
     def _begin(self, request: Request) -> None:
         self._status("busy", request)
         action = self._on_shell.get(request.kind)
+        if request.channel == "control" and request.kind not in ON_CONTROL:
+            action = None  # Node.js has one command at a time
         if request.channel == "shell" and action is not None:
             self._request = request
         if action is not None:
@@ -199,6 +208,7 @@ class Kernel:
         if not silent:
             self._wire.publish("execute_input", {"code": code, "execution_count": self._count}, request)
         expressions = content.get("user_expressions") or {}
+        self._command = self._cell
         self._host.command(
             "execute", id=self._cell, code=code, count=self._count, silent=silent, expressions=expressions
         )
@@ -207,6 +217,7 @@ class Kernel:
         content = request.content
         code = str(content.get("code", ""))
         position = _units(code, content.get("cursor_pos"))
+        self._command = 0
         self._host.command(do, id=0, code=code, position=position, detail=bool(content.get("detail_level")))
 
     def _be_interrupted(self, request: Request) -> None:
@@ -263,7 +274,7 @@ class Kernel:
 
     def _done(self, message: dict[str, Any]) -> None:
         request = self._request
-        if request is None:
+        if request is None or message.get("id") != self._command:
             return
         self._host.settle()
         if request.kind == "execute_request":
@@ -271,7 +282,7 @@ class Kernel:
             self._answer(request, reply)
             if reply["status"] == "error" and request.content.get("stop_on_error", True):
                 self._abort_waiting()
-        elif message.get("id") == 0:
+        else:
             self._answer(request, _reply_to(request, message))
 
     def _execute_reply(self, message: dict[str, Any]) -> dict[str, Any]:
