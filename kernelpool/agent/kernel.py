@@ -301,8 +301,11 @@ class Kernel:
 
     def _on_iopub(self, frames: list[bytes]) -> None:
         if message := self._decode(frames):
-            self._tell("iopub", message)
-            if receiver := self._receivers.get(message.parent_id):
+            receiver = self._receivers.get(message.parent_id)
+            # It was knocked at more often than once: that it answers the rest of it, too, is of nobody's interest.
+            if not isinstance(receiver, _Once):
+                self._tell("iopub", message)
+            if receiver is not None:
                 receiver.receive_iopub(message)
 
     def _on_other(self, channel: str, frames: list[bytes]) -> None:

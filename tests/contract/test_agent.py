@@ -91,7 +91,7 @@ async def drain(agent: Agent, id: str, after: int = -1) -> list[Event]:
 async def until(agent: Agent, holds: Callable[[AgentStatus], bool]) -> None:
     async with asyncio.timeout(30):
         while not holds(await agent.status()):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
 
 # --- the contract, real and fake -------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ thread = threading.Thread(target=late); thread.start()
     second = await run(agent, "go.set(); thread.join(); print('second')")
     async with asyncio.timeout(30):
         while "thread" not in stdout(await agent.execution(started.id)):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
     assert stdout(second) == "second\n"
 
@@ -535,7 +535,7 @@ async def test_late_output_counts_towards_the_history() -> None:
 
         async with asyncio.timeout(30):
             while (kept := [id for id in late if await is_kept(agent, id)]) == late:
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.01)
         assert len(kept) < 6
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from kernelpool.models import (
     WorkspacePath,
 )
 from kernelpool.protocol.framing import WireMessage, encode_v1
-from tests.contract.agents import AGENTS, SHELL_LAUNCHER, real_agent
+from tests.contract.agents import AGENTS, LAUNCHER, SHELL_LAUNCHER, real_agent
 from tests.jupyter import Told, jupyter
 
 ACTIVATION = Activation(session="s", cooldown=60, max_alive=600)
@@ -46,7 +47,7 @@ async def agent() -> AsyncIterator[HttpAgent]:
 async def until(agent: Agent, holds: Callable[[KernelState], bool]) -> KernelState:
     async with asyncio.timeout(20):
         while not holds(state := await agent.kernel()):
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
     return state
 
 
@@ -365,6 +366,19 @@ async def test_a_client_may_restart_the_kernel(agent: HttpAgent) -> None:
         await client.until(lambda: client.heard[-1].state == "idle" and not client.heard[-1].parent)
         assert [m.kind for m in client.heard if not m.parent] == ["shutdown_reply", "status", "status"]
         assert (await client.run("x")).content["ename"] == "NameError"
+
+
+async def test_how_a_kernel_was_waited_for_is_told_to_no_client(tmp_path: Path) -> None:
+    """Asked again and again while it starts, it answers all at once."""
+    slow = tmp_path / "launch.py"
+    slow.write_text(f"import runpy, time\ntime.sleep(2)\nrunpy.run_path({str(LAUNCHER)!r}, run_name='__main__')\n")
+    async with real_agent(launcher=slow) as agent:
+        await agent.activate(ACTIVATION)
+        async with jupyter(agent) as client:
+            await client.ask("shutdown_request", {"restart": True}, channel="control")
+            await client.run("1")
+
+            assert {m.parent["session"] for m in client.heard if m.parent} == {client.session}
 
 
 async def test_what_is_asked_while_the_kernel_restarts_is_answered_by_the_next(agent: HttpAgent) -> None:

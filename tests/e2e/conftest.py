@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.gateways import STATE, Gateway, Session, state_of
+from tests.e2e.gateways import Gateway, Session, state_of
 
 
 @pytest.fixture(scope="session")
@@ -40,21 +40,24 @@ def session(gateway: Gateway) -> Iterator[Session]:
     session.delete()
 
 
+@pytest.fixture(scope="module")
+def same_session(gateway: Gateway) -> Iterator[Session]:
+    """One for all tests of a module that do not mind the others."""
+    session = gateway.session(f"same-{uuid.uuid4().hex}")
+    yield session
+    session.delete()
+
+
 Make = Callable[..., Gateway]
 
 
 @pytest.fixture
 def make_gateway(gateway: Gateway, tmp_path: Path) -> Iterator[Make]:
-    """Gateways with other settings and a state of their own, which borrows the trees that are built already."""
+    """Gateways with other settings and a state of their own."""
     made: list[Gateway] = []
 
     def make(**settings: Any) -> Gateway:
-        state = STATE.parent / f"{STATE.name}-{uuid.uuid4().hex[:8]}"
-        state.mkdir(mode=0o711)
-        for backend in STATE.iterdir():
-            if (backend / "runtimes").is_dir():
-                (state / backend.name).mkdir(mode=0o711)
-                (state / backend.name / "runtimes").symlink_to(backend / "runtimes")
+        state = state_of(uuid.uuid4().hex[:8])
         made.append(Gateway(tmp_path, state=state, **settings))
         made[-1].start()
         return made[-1]

@@ -22,12 +22,20 @@ from tests.engine import engine_client
 
 TOKEN = "a-token-for-tests-only"
 STATE = Path(os.environ.get("KPTEST_STATE") or f"/var/tmp/kernelpool-test-{os.getuid()}")
-"""Kept between runs: building the runtime's tree takes a minute."""
+TREES = Path(os.environ.get("KPTEST_TREES") or f"/var/tmp/kernelpool-test-trees-{os.getuid()}")
+"""Kept between runs, and for all that run at once: making the tree of a runtime takes a minute."""
 
 
-def state_of(runtime: str) -> Path:
-    """Of gateways that serve that runtime and no other: each removes trees that it does not serve."""
-    return STATE.with_name(f"{STATE.name}-{runtime}")
+def trees_of(runtime: str) -> Path:
+    """What is a backend's state, but only for trees of that runtime: who serves another would remove them."""
+    folder = TREES / runtime
+    (folder / "runtimes").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def state_of(name: str) -> Path:
+    """For the gateway of that name in these tests."""
+    return STATE.with_name(f"{STATE.name}-{name}")
 
 
 VERSION = "2025-10-02-preview"
@@ -58,6 +66,8 @@ class Gateway:
         self.log = folder / f"gateway-{self.port}.log"
         self.name = name
         settings = {"ready": 2, "max_sessions": 12, "warmup": False, **pool}
+        if settings.get("backend") != "docker":
+            lend_trees(state, str(settings.get("runtime", "python")))
         ours = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
         self._environment = {
             # Not what the developer has set, the folder for this state included.
@@ -84,7 +94,7 @@ class Gateway:
                 stdout=log,
                 stderr=log,
             )
-        until(self._is_ready, seconds=600)
+        until(self._is_ready, seconds=600, pause=0.2)  # it has work to do meanwhile
 
     def _is_ready(self) -> bool:
         assert self.process is not None
@@ -221,13 +231,13 @@ canary = "canary-4f1b7d0e93"
 """In the gateway's environment; nothing in a sandbox may ever see it."""
 
 
-def until(holds: Callable[[], object], *, seconds: float = SECONDS) -> None:
+def until(holds: Callable[[], object], *, seconds: float = SECONDS, pause: float = 0.05) -> None:
     """Polls a condition, which is what there is between processes."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError("the condition did not come true")
-        time.sleep(0.02)
+        time.sleep(pause)
 
 
 class Background:
@@ -239,8 +249,9 @@ class Background:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    @property
-    def is_running(self) -> bool:
+    def is_running(self, seconds: float) -> bool:
+        """After so many at most."""
+        self._thread.join(seconds)
         return self._thread.is_alive()
 
     def __call__(self) -> Any:
@@ -287,6 +298,15 @@ def server_sent(response: requests.Response) -> Iterator[tuple[str, str, Any]]:
         elif not line and event:
             yield id, event, json.loads(data)
             id = event = data = ""
+
+
+def lend_trees(state: Path, runtime: str = "python") -> None:
+    """So that a gateway of that state makes none of its own."""
+    backend = state / "bubblewrap"
+    for folder in (state, backend):
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+    if not (backend / "runtimes").exists():
+        (backend / "runtimes").symlink_to(trees_of(runtime) / "runtimes")
 
 
 def _headers() -> dict[str, str]:

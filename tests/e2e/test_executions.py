@@ -41,8 +41,8 @@ def test_calls_share_an_interpreter_and_sessions_do_not(gateway: Gateway, sessio
         ("import sqlite3, ssl, zlib, lzma, bz2, ctypes, curses; 2", 2),
     ],
 )
-def test_what_generated_code_does_works(session: Session, code: str, value: object) -> None:
-    assert session.value(code) == value
+def test_what_generated_code_does_works(same_session: Session, code: str, value: object) -> None:
+    assert same_session.value(code) == value
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_what_generated_code_does_works(session: Session, code: str, value: obje
         ("import matplotlib; matplotlib.use('Agg'); import matplotlib.pyplot as p; p.plot([1]); p.show()", "image/png"),
     ],
 )
-def test_rich_outputs_come_with_their_types(session: Session, code: str, mime: str) -> None:
-    outputs = session.run(code)["result"]["outputs"]
+def test_rich_outputs_come_with_their_types(same_session: Session, code: str, mime: str) -> None:
+    outputs = same_session.run(code)["result"]["outputs"]
 
     assert any(kind.startswith(mime) for output in outputs for kind in output.get("data", ()))
 
@@ -326,9 +326,9 @@ def test_a_thread_that_prints_after_its_call_leaks_into_no_other(session: Sessio
 
 
 @pytest.mark.parametrize("id", ["%C3%A4", "..%2Fstatus", "a%2Fcancel", "a%3Fb", "a%20b"])
-def test_an_id_that_no_execution_can_have_reaches_no_agent(session: Session, id: str) -> None:
-    session.run("1")
+def test_an_id_that_no_execution_can_have_reaches_no_agent(same_session: Session, id: str) -> None:
+    same_session.run("1")
 
     for method in ("GET", "DELETE"):
-        answer = session.request(method, f"/executions/{id}")
+        answer = same_session.request(method, f"/executions/{id}")
         assert (answer.status_code, answer.headers["x-ms-error-code"]) == (404, "ExecutionNotFound")

@@ -20,7 +20,8 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ImageContent, TextContent
 
 from tests.e2e.conftest import Make
-from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, Session, until
+from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, Session, lend_trees, state_of, until
+from tests.extra import extra
 from tests.npm import npm_folder
 
 NPM_SDK = "1.32.2"
@@ -179,7 +180,7 @@ def at(gateway: Gateway) -> dict[str, str]:
     return {"KERNELPOOL_URL": f"http://127.0.0.1:{gateway.port}", "KERNELPOOL_TOKEN": TOKEN}
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("legacy", marks=extra)])
 async def test_a_host_speaks_to_a_gateway_over_pipes(gateway: Gateway, tmp_path: Path, mode: Mode) -> None:
     heard: list[str | None] = []
 
@@ -209,12 +210,9 @@ async def test_a_named_session_outlives_its_host(gateway: Gateway, session: Sess
 
 
 async def test_a_host_needs_no_gateway(gateway: Gateway, tmp_path: Path) -> None:
-    """`gateway` has built what sandboxes see; this one borrows it, and leaves nothing."""
-    state = STATE.parent / f"{STATE.name}-{uuid.uuid4().hex[:8]}"
-    (state / "bubblewrap").mkdir(parents=True)
-    for folder in (state, state / "bubblewrap"):
-        folder.chmod(0o711)
-    (state / "bubblewrap" / "runtimes").symlink_to(STATE / "bubblewrap" / "runtimes")
+    """`gateway` has made what sandboxes see; this one borrows it, and leaves nothing."""
+    state = state_of(uuid.uuid4().hex[:8])
+    lend_trees(state)
     try:
         async with Client(parameters(tmp_path, "--state-dir", str(state), "mcp")) as client:
             ran = await client.call_tool("run_code", {"code": "6 * 7"})

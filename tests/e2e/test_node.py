@@ -38,6 +38,13 @@ def session(node: Gateway) -> Iterator[Session]:
     session.delete()
 
 
+@pytest.fixture(scope="module")
+def same_session(node: Gateway) -> Iterator[Session]:
+    session = node.session(f"node-{uuid.uuid4().hex}")
+    yield session
+    session.delete()
+
+
 @pytest.mark.parametrize(
     ("code", "value"),
     [
@@ -55,8 +62,8 @@ def session(node: Gateway) -> Iterator[Session]:
         ("const typed: number = 3; typed", 3),
     ],
 )
-def test_results_are_json_as_with_python(session: Session, code: str, value: object) -> None:
-    assert run(session, code)["executionResult"] == value
+def test_results_are_json_as_with_python(same_session: Session, code: str, value: object) -> None:
+    assert run(same_session, code)["executionResult"] == value
 
 
 def test_a_session_as_an_agent_has_it(session: Session) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.e2e.gateways import Gateway, state_of
 from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
+    same_session,
     session,
     test_a_loop_that_does_not_end_is_stopped_and_the_state_kept,
     test_a_picture_is_the_result_and_a_file,

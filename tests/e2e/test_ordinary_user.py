@@ -41,6 +41,7 @@ def test_the_stories_hold_for_an_ordinary_user() -> None:
         "PATH": "/usr/bin:/bin",
         "HOME": str(home),
         "KPTEST_STATE": str(home / "state"),
+        "KPTEST_TREES": str(home / "trees"),
         "PYTHONPATH": os.pathsep.join([str(root), *(path for path in sys.path if "site-packages" in path)]),
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -16,8 +16,7 @@ import requests
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from tests.e2e.conftest import Make
-from tests.e2e.gateways import TOKEN, Gateway, until
+from tests.e2e.gateways import TOKEN, Gateway, state_of, until
 from tests.promtool import needs_prometheus, needs_promtool, promtool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -63,10 +62,13 @@ class Prometheus:
         return [rule for group in groups for rule in group["rules"]]
 
 
-@pytest.fixture
-def busy(make_gateway: Make) -> Gateway:
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One that has lived through a bit of everything that is counted."""
-    gateway = make_gateway(ready=1, max_sessions=2, egress="a.test", environment={"KERNELPOOL_METRICS_PUBLIC": "false"})
+    folder, environment = tmp_path_factory.mktemp("busy"), {"KERNELPOOL_METRICS_PUBLIC": "false"}
+    settings: dict[str, Any] = {"ready": 1, "max_sessions": 2, "egress": "a.test"}
+    gateway = Gateway(folder, state=state_of("busy"), environment=environment, **settings)
+    gateway.start()
     gateway.wait_warm()
     session = gateway.session("busy-session-1")
     session.run("1 + 1")
@@ -80,12 +82,15 @@ def busy(make_gateway: Make) -> Gateway:
     other = gateway.session("busy-session-2")
     other.run("1")
     other.delete()
-    return gateway
+    yield gateway
+    gateway.stop()
+    assert gateway.traces() == []
 
 
-@pytest.fixture
-def prometheus(busy: Gateway, tmp_path: Path) -> Iterator[Prometheus]:
+@pytest.fixture(scope="module")
+def prometheus(busy: Gateway, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     """With the files of deploy/, but for the target, the place of the token, and some haste."""
+    tmp_path = tmp_path_factory.mktemp("prometheus")
     shutil.copy(DEPLOY / "prometheus" / "alerts.yml", tmp_path)
     (tmp_path / "token").write_text(TOKEN)
     text = (DEPLOY / "prometheus" / "prometheus.yml").read_text()

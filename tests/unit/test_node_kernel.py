@@ -22,7 +22,7 @@ from kernelpool.backends.tree.npm import NODE_MODULES, npm_packages
 from kernelpool.backends.tree.packages import SITE
 from kernelpool.runtimes import load_runtimes
 from tests import kernels
-from tests.e2e.gateways import state_of
+from tests.e2e.gateways import trees_of
 from tests.kernels import SECONDS, Kernel
 
 FOLDER = Path(__file__).parents[2] / "kernels" / "node"
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(600)  # the first of them may make the tree
 @pytest.fixture(scope="module")
 def tree() -> Tree:
     """Where the tests with gateways have theirs, so that it is made once."""
-    return asyncio.run(build_tree(load_runtimes()["node"], state_of("node") / "bubblewrap", print))
+    return asyncio.run(build_tree(load_runtimes()["node"], trees_of("node"), print))
 
 
 def start(tree: Tree, *options: str) -> Any:

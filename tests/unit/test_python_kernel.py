@@ -339,8 +339,7 @@ def test_a_closed_figure_is_not_shown(kernel: Kernel) -> None:
     assert kernel.run("import matplotlib.pyplot as plt\nplt.plot([1]); plt.close()").images == 0
 
 
-@pytest.mark.parametrize("backend", ["Agg", "agg", "TkAgg"])
-@pytest.mark.parametrize("warm", [False, True], ids=["cold", "warm"])
+@pytest.mark.parametrize(("backend", "warm"), [("Agg", False), ("agg", True), ("TkAgg", False), ("TkAgg", True)])
 def test_choosing_a_backend_without_a_display_still_shows_figures(cache: Path, backend: str, warm: bool) -> None:
     code = "import matplotlib.pyplot as plt\nfor i in range(2):\n    plt.plot([i]); plt.show()\nplt.plot([3])"
     with started_kernel(cache) as kernel:

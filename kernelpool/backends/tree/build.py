@@ -81,7 +81,7 @@ def _are_there(*folders: Path) -> bool:
 
 def _shelf(state: Path) -> Path:
     # Without links: the dynamic loader's answers are compared with it.
-    return state.resolve() / "runtimes"
+    return (state / "runtimes").resolve()
 
 
 def _make_shelf(shelf: Path) -> None:
