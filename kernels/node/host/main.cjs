@@ -25,6 +25,7 @@ class Host {
     this.evaluator = new Evaluator()
     this.sources = new Sources()
     this.unanswered = null // the command
+    this.next = null // one that has come and is not begun
     this.commands = {
       execute: command => this.execute(command),
       complete: ({ code, position }) => help.complete(this.evaluator, code, position),
@@ -51,12 +52,18 @@ class Host {
       .on('line', line => {
         const command = JSON.parse(line)
         if (command.do === 'interrupt') this.interrupt(command.id)
-        else setImmediate(() => this.answer(command)) // without frames of ours below the cell's
+        else this.begin(this.next = command)
       })
     this.outlet.send({ type: 'ready', version: process.version })
   }
 
+  // Without frames of ours below the cell's.
+  begin (command) {
+    setImmediate(() => { if (command === this.next) this.answer(command) })
+  }
+
   interrupt (id) {
+    if (this.next?.id === id) this.begin(this.next) // the force may have struck what stood before it
     const command = this.unanswered
     if (command?.id !== id) return
     if (id !== 0) this.outlet.current?.leave(new Interrupted())
@@ -74,6 +81,7 @@ class Host {
 
   async answer (command) {
     this.unanswered = command
+    this.next = null
     let answer
     try {
       answer = await this.commands[command.do](command)
@@ -81,7 +89,11 @@ class Host {
       answer = { error: util.inspect(error) }
     }
     this.evaluator.forget()
-    this.tell(command.id, answer)
+    try {
+      this.tell(command.id, answer)
+    } catch (error) { // it has something that is not JSON
+      this.tell(command.id, { status: 'error', error: util.inspect(error) })
+    }
   }
 
   tell (id, answer) {
@@ -93,6 +105,7 @@ class Host {
   async execute ({ id, code, count, silent, expressions }) {
     const cell = new Cell(id)
     this.outlet.current = cell
+    this.outlet.send({ type: 'begun', id })
     try {
       const { value } = await this.run(cell, code, `cell-${count}.js`)
       if (value !== undefined && !silent) this.show({ type: 'execute_result', data: await this.bundle(cell, value), metadata: {} })

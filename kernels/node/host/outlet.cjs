@@ -38,7 +38,7 @@ class Captured extends Writable {
   // In the place of process.stdout and process.stderr. What is written is out at once, and nothing is put off or kept
   // between two writes: whatever is ended by force in the midst of one, the next finds all as it should be.
   constructor (outlet, name, fd) {
-    super()
+    super({ autoDestroy: false, emitClose: false })
     this.fd = fd
     this._outlet = outlet
     this._name = name
@@ -50,7 +50,8 @@ class Captured extends Writable {
   write (chunk, encoding, done) {
     if (typeof encoding === 'function') [encoding, done] = [undefined, encoding]
     if (typeof chunk === 'string') chunk = Buffer.from(chunk, encoding)
-    else if (!ArrayBuffer.isView(chunk)) return super.write(chunk) // which throws
+    else if (ArrayBuffer.isView(chunk)) chunk = Buffer.from(chunk.buffer, chunk.byteOffset, chunk.byteLength)
+    else return super.write(chunk) // which throws
     this._outlet.text(this._name, chunk, this._decoder)
     if (typeof done === 'function') this._call(done)
     return true
@@ -65,15 +66,24 @@ class Captured extends Writable {
 
   _callAll () {
     for (const [done, times] of this._written.splice(0)) {
-      for (let count = 0; count < times; count++) done(null)
+      for (let count = 0; count < times; count++) {
+        try {
+          done(null)
+        } catch (error) {
+          process.nextTick(() => { throw error })
+        }
+      }
     }
   }
 
-  // The next cell needs it.
+  // Whoever waits for its end has it, and the next cell has the stream.
   end (chunk, encoding, done) {
     if (typeof chunk !== 'function' && chunk != null) this.write(chunk, encoding)
     const called = [chunk, encoding, done].find(value => typeof value === 'function')
-    if (called) process.nextTick(called)
+    process.nextTick(() => {
+      this.emit('finish')
+      called?.()
+    })
     return this
   }
 

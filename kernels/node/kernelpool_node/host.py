@@ -10,6 +10,7 @@ import codecs
 import json
 import math
 import os
+import re
 import secrets
 import select
 import signal
@@ -23,14 +24,17 @@ from typing import Any
 
 import zmq
 
-from .inspector import LISTENING, NOISE, Inspector
+from .inspector import LEAVING, LISTENING, NOISE, STARTS, Inspector
 
 MAIN = Path(__file__).resolve().parents[1] / "host" / "main.cjs"
 READ_SIZE = 1 << 16
 TURN = 0.02
 """Seconds of reading text before others have their turn."""
+LONGEST_NOISE = 1024
+"""Characters of a line of the inspector's."""
 MARK_LOST = 1.0
-"""Seconds after which a message is taken without its mark: the user's code may have closed what it is written to."""
+"""Seconds of silence after which a message is taken without its mark: the user's code may have closed what it is
+written to."""
 
 OnText = Callable[[str, str], None]
 OnMessage = Callable[[dict[str, Any]], None]
@@ -69,6 +73,7 @@ class Host:
         self._waiting: deque[dict[str, Any]] = deque()
         self._since: float | None = None
         self._listens = self._forces = False
+        self._told: re.Match[str] | None = None
         self._inspector: Inspector | None = None
         self._begun_line = ""
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
@@ -107,8 +112,8 @@ class Host:
             self._take_text()
         self._read_messages()
         self._read_stderr()
-        if not self._waiting:
-            self._since = None
+        if not self._waiting or data:
+            self._since = monotonic() if self._waiting else None
         elif self._since is None:
             self._since = monotonic()
         elif not self.patience:
@@ -124,18 +129,23 @@ class Host:
 
     def stop_by_force(self) -> None:
         """JavaScript that has not looked up since SIGINT is ended; `read` does the rest."""
-        self._forces = True
+        self._forces = self._listens = True
+        if self._inspector is None and self._told is not None:
+            self._open(self._told)
         if self._inspector is None:
-            self._listens = True
             os.kill(self._process.pid, signal.SIGUSR1)
         else:
-            self._terminate(self._inspector)
+            self._terminate()
 
     def settle(self) -> None:
         """What came out until now is all of a cell, which has ended."""
         if self._forces and self._inspector is not None:
-            with suppress(OSError):
+            try:
                 self._inspector.absorb()
+            except TimeoutError:  # something of the user's still runs
+                pass
+            except OSError:
+                self._close()
         self._forces = False
         self._read_stderr()
         rest, self._begun_line = self._begun_line, ""
@@ -208,19 +218,38 @@ class Host:
     def _listen(self, text: str) -> None:
         """For where the inspector is, from the first time on: it says so when it likes. JavaScript does not write here,
         so what it says is known from what the user's programs say."""
-        *lines, self._begun_line = (self._begun_line + text).split("\n")
+        *lines, rest = (self._begun_line + text).split("\n")
         for line in lines:
-            if self._inspector is None and (told := LISTENING.search(line)):
-                with suppress(OSError):
-                    self._inspector = Inspector(told)
-                if self._inspector is not None and self._forces:
-                    self._terminate(self._inspector)
-            if not NOISE.search(line):
+            if told := LISTENING.search(line):
+                self._told = told
+                if self._inspector is None and self._open(told) and self._forces:
+                    self._terminate()
+            elif LEAVING in line:  # it does not end before we do
+                self._close()
+            if noise := NOISE.search(line):
+                self._tell("stderr", line[: noise.start()])
+            else:
                 self._tell("stderr", line + "\n")
+        held = _begun_noise(rest)
+        self._tell("stderr", rest[:held])
+        self._begun_line = rest[held:]
 
-    def _terminate(self, inspector: Inspector) -> None:
+    def _open(self, told: re.Match[str]) -> bool:
         with suppress(OSError):
-            inspector.terminate()
+            self._inspector = Inspector(told)
+        return self._inspector is not None
+
+    def _terminate(self) -> None:
+        assert self._inspector is not None
+        try:
+            self._inspector.terminate()
+        except OSError:  # the user's code has closed it: another is opened
+            self._close()
+
+    def _close(self) -> None:
+        if self._inspector is not None:
+            self._inspector.close()
+        self._inspector = self._told = None
 
     def _tell_bytes(self, name: str, data: bytes) -> None:
         self._tell(name, self._decoders[name].decode(data))
@@ -228,6 +257,16 @@ class Host:
     def _tell(self, name: str, text: str) -> None:
         if text:
             self._on_text(name, text)
+
+
+def _begun_noise(text: str) -> int:
+    """Where in an unfinished line begins what the inspector may be saying; its end when that is nowhere."""
+    for start in STARTS:
+        if (at := text.find(start)) >= 0:
+            return at if len(text) - at < LONGEST_NOISE else len(text)
+    lengths = range(min(len(text), max(map(len, STARTS))), 0, -1)
+    begun = next((n for n in lengths if any(start.startswith(text[-n:]) for start in STARTS)), 0)
+    return len(text) - begun
 
 
 def _read(pipe: int) -> bytes:

@@ -10,7 +10,13 @@ import socket
 from typing import Any
 
 LISTENING = re.compile(r"Debugger listening on ws://([\d.]+):(\d+)/(\S+)")
-NOISE = re.compile(r"Debugger (listening|ending) on ws://|Debugger attached\.|For help, see: https://nodejs\.org/")
+NOISE = re.compile(
+    r"Debugger (listening|ending) on ws://|Debugger attached\.|For help, see: https://nodejs\.org/"
+    r"|Waiting for the debugger to disconnect"
+)
+LEAVING = "Waiting for the debugger"
+STARTS = ("Debugger ", "For help, see: ", LEAVING)
+"""Of what is noise."""
 SECONDS = 1.0
 LONGEST = 1 << 16
 """Bytes of an answer."""
@@ -22,15 +28,22 @@ class Inspector:
     def __init__(self, told: re.Match[str]) -> None:
         """`told` is what Node.js says when the inspector is open. Raises `OSError`."""
         host, port, path = told.groups()
-        key = base64.b64encode(os.urandom(16)).decode()
         self._connection = socket.create_connection((host, int(port)), timeout=SECONDS)
-        self._connection.sendall(
-            f"GET /{path} HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
         # The mutable state: what was read of answers, and how often it was asked.
         self._said = bytearray()
         self._asked = 0
+        try:
+            self._shake_hands(f"{host}:{port}", path)
+        except OSError:
+            self._connection.close()
+            raise
+
+    def _shake_hands(self, authority: str, path: str) -> None:
+        key = base64.b64encode(os.urandom(16)).decode()
+        self._connection.sendall(
+            f"GET /{path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
         while (end := self._said.find(b"\r\n\r\n")) < 0:
             self._receive()
         del self._said[: end + 4]

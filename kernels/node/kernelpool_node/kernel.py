@@ -19,6 +19,8 @@ from kernelpool.wire import Request, Wire
 from .host import Host
 
 NAME, VERSION = "kernelpool-node", "1.0"
+OPTIONS = ("--no-force-async-hooks-checks", "--disable-warning=ExperimentalWarning", "--inspect-port=127.0.0.1:0")
+"""What is stopped by force leaves out what those checks count on, and they would end the process."""
 TEXT_INTERVAL = 0.02
 """Seconds between two messages of text, when there is a lot of it."""
 REMEMBERED = 1000
@@ -53,7 +55,7 @@ def run(connection_file: Path, memory: int) -> None:
     """To its end, which is that of Node.js: what ended that is seen from here."""
     heap = max(memory // 2, memory - BESIDE_THE_HEAP) >> 20
     limit = [f"--max-old-space-size={heap}"] if memory else []
-    node = ["node", *limit, "--disable-warning=ExperimentalWarning", "--inspect-port=127.0.0.1:0"]
+    node = ["node", *limit, *OPTIONS]
     with Wire(connection_file) as wire:
         code = Kernel(wire, node).serve()
     if code < 0:
@@ -84,7 +86,7 @@ class Kernel:
         # The mutable state: what is served, and the cells that there were.
         self._request: Request | None = None
         self._cells: OrderedDict[int, Request] = OrderedDict()
-        self._cell = self._command = 0
+        self._cell = self._command = self._begun = 0
         self._count = 0
         self._version = ""
         self._insist_at: float | None = None
@@ -115,13 +117,13 @@ class Kernel:
         self._serve_sockets(ready)
         self._host.write()
         self._host.read()
-        if (code := self._host.died()) is not None:
+        if self._exit is None and (code := self._host.died()) is not None:
             self._exit = code
         elif self._insist_at is not None and self._insist_at <= monotonic():
             self._insist()
 
     def _interrupted(self) -> None:
-        if self._request is not None:
+        if self._request is not None and self._interrupt is None:
             now = monotonic()
             self._interrupt = Interrupt(self._host.busy_seconds(), now + PATIENCE, now + BLOCKED)
             self._insist()
@@ -251,14 +253,16 @@ class Kernel:
     # --- what comes of Node.js
 
     def _on_text(self, name: str, text: str) -> None:
-        """Of the cell that runs, or ran last."""
-        self._wire.publish("stream", {"name": name, "text": text}, self._cells.get(self._cell))
+        """Of the cell that runs, or ran last: what was still on its way when the next was sent is not the next's."""
+        self._wire.publish("stream", {"name": name, "text": text}, self._cells.get(self._begun))
         self._text_at = monotonic() + TEXT_INTERVAL
 
     def _on_message(self, message: dict[str, Any]) -> None:
         kind = message["type"]
         if kind == "ready":
             self._version = str(message.get("version"))
+        elif kind == "begun":
+            self._begun = self._cell
         elif kind == "done":
             self._done(message)
         elif kind in OUTPUTS:
@@ -269,7 +273,7 @@ class Kernel:
         if kind == "execute_result":
             content["execution_count"] = self._count
         cell = message.get("cell")
-        request = self._cells.get(cell if isinstance(cell, int) else self._cell)
+        request = self._cells.get(cell if isinstance(cell, int) else self._begun)
         self._wire.publish(kind, content, request)
 
     def _done(self, message: dict[str, Any]) -> None:
