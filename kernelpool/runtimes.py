@@ -12,7 +12,7 @@ from kernelpool.errors import InvalidRequest
 
 KEYS = frozenset(
     {
-        *("language", "display_name", "argv", "env", "requirements", "programs", "version_of", "kernel"),
+        *("language", "display_name", "argv", "env", "requirements", "programs", "debian", "version_of", "kernel"),
         *("warmup", "interrupt_mode", "transport", "debugger"),
     }
 )
@@ -36,6 +36,8 @@ class Runtime:
     """Python requirement lines for /opt/venv; the agent's own (tornado, pyzmq) are always there."""
     programs: dict[str, str] = field(default_factory=dict)
     """Names in /opt/venv/bin → files: relative to where packages are installed, or absolute in the sandbox."""
+    debian: tuple[str, ...] = ()
+    """Packages of Debian that an image has besides what its base has. Trees have this machine's programs."""
     npm_lock: str = ""
     """Digest of a package-lock.json, when the folder has one: its packages are installed in /node_modules."""
     version_of: str = ""
@@ -95,6 +97,7 @@ def _read(folder: Path, table: dict[str, Any]) -> Runtime:
         env={str(key): str(value) for key, value in table.get("env", {}).items()},
         requirements=_requirement_lines(folder / str(table.get("requirements", "requirements.txt"))),
         programs={str(key): str(value) for key, value in table.get("programs", {}).items()},
+        debian=tuple(map(str, table.get("debian", ()))),
         npm_lock=hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else "",
         version_of=table.get("version_of", ""),
         kernel=table.get("kernel", ""),

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from kernelpool.backends.tree import hostfiles, interpreter, packages, program, programs, userland
+from kernelpool.backends.tree import debian, hostfiles, interpreter, packages, program, programs, userland
 from kernelpool.errors import KernelpoolError
 from kernelpool.models import WORKSPACE
 from kernelpool.runtimes import load_runtimes
@@ -36,6 +36,7 @@ async def packages_layer(name: str, root: Path) -> None:
     lines = (*packages.AGENT_REQUIREMENTS, *runtime.requirements)
     await _install(root, lines, runtime.folder / "constraints.txt")
     await programs.add_programs(runtime, root, _say)
+    await debian.unpack(runtime, root, _say)
     for path in (WORKSPACE, "/run/kp"):
         hostfiles.inside(root, path).mkdir(parents=True)
     _add_user(root, "sandbox", userland.SANDBOX_UID, WORKSPACE)
@@ -100,7 +101,7 @@ def _add_user(root: Path, name: str, uid: int, home: str) -> None:
 def _keep_path(root: Path) -> None:
     """The base's /etc/profile gives login shells, which commands run in, another PATH. This follows it."""
     folder = root / "etc/profile.d"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "kernelpool.sh").write_text('PATH="$HOME/.local/bin:/opt/venv/bin:$PATH"\n')
 
 
