@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from kernelpool.runtimes import kernels_folder
+from tests.e2e.doors import through_every_door
 from tests.e2e.gateways import Gateway, Session, state_of
 from tests.extra import extra
 
@@ -55,3 +56,7 @@ def test_its_version_is_told(session: Session) -> None:
 
     assert metadata["runtimes"] == [{"name": "deno", "version": metadata["jupyterKernel"]["version"]}]
     assert metadata["jupyterKernel"]["version"].startswith("2.")
+
+
+def test_a_session_is_one_through_every_door(deno: Gateway) -> None:
+    assert through_every_door(deno, write="globalThis.x = {}", read="console.log(x)") == ["1\n", "2\n", "3\n"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.doors import through_every_door
 from tests.e2e.gateways import Gateway, Session, state_of
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n and so on").decode()
@@ -155,3 +156,7 @@ def test_an_mcp_client_runs_javascript(session: Session) -> None:
     assert answer["content"] == [{"type": "text", "text": "hi\n42"}]
     assert answer["structuredContent"]["session"] == session.identifier
     assert session.value("x") == 41
+
+
+def test_a_session_is_one_through_every_door(node: Gateway) -> None:
+    assert through_every_door(node, write="let x = {}", read="console.log(x)") == ["1\n", "2\n", "3\n"]

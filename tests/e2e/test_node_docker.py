@@ -16,6 +16,7 @@ from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
     test_a_loop_that_does_not_end_is_stopped_and_the_state_kept,
     test_a_picture_is_the_result_and_a_file,
     test_a_session_as_an_agent_has_it,
+    test_a_session_is_one_through_every_door,
     test_metadata_tells_of_node_and_its_packages,
     test_packages_can_be_installed_beside_those_that_are_there,
     test_programs_of_the_session_find_the_same_packages,

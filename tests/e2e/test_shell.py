@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.doors import through_every_door
 from tests.e2e.gateways import TOKEN, Gateway, Session, in_background, server_sent, until
 from tests.e2e.jupyter import Server, text_of
 from tests.e2e.test_clients import client
@@ -226,6 +227,10 @@ def test_a_jupyter_client_gets_a_shell_that_it_can_interrupt(shell_gateway: Gate
     assert shown == "42\n"
     assert [each["content"]["ename"] for each in ended if each["msg_type"] == "error"] == ["KeyboardInterrupt"]
     assert kept == "130 41\n"
+
+
+def test_a_session_is_one_through_every_door(shell_gateway: Gateway) -> None:
+    assert through_every_door(shell_gateway, write="x={}", read="echo $x") == ["1\n", "2\n", "3\n"]
 
 
 # --- LangChain

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.doors import through_every_door
 from tests.e2e.gateways import TOKEN, Gateway, Session
 
 
@@ -121,3 +122,7 @@ def test_a_figure_that_is_only_shown_is_a_file_too(session: Session) -> None:
     (name,) = answer["result"]["files"]
     assert answer["result"]["outputs"][0]["files"] == [name]
     assert session.download(name) == image
+
+
+def test_a_session_is_one_through_every_door(gateway: Gateway) -> None:
+    assert through_every_door(gateway, write="x = {}", read="print(x)") == ["1\n", "2\n", "3\n"]
