@@ -55,7 +55,7 @@ async def real_agent(*, launcher: Path = LAUNCHER, **settings: object) -> AsyncI
             await agent.aclose()
             with suppress(ProcessLookupError):
                 process.terminate()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await process.wait()
             await asyncio.to_thread(_kill_kernels, folder)
 

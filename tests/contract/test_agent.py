@@ -43,6 +43,7 @@ from kernelpool.models import (
 )
 from kernelpool.protocol.outputs import fold
 from tests.contract.agents import AGENTS, real_agent
+from tests.extra import extra
 
 ACTIVATION = Activation(session="s", cooldown=60, max_alive=600)
 
@@ -89,7 +90,7 @@ async def drain(agent: Agent, id: str, after: int = -1) -> list[Event]:
 
 
 async def until(agent: Agent, holds: Callable[[AgentStatus], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not holds(await agent.status()):
             await asyncio.sleep(0.01)
 
@@ -399,7 +400,7 @@ thread = threading.Thread(target=late); thread.start()
 """
     started = await run(agent, code)
     second = await run(agent, "go.set(); thread.join(); print('second')")
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "thread" not in stdout(await agent.execution(started.id)):
             await asyncio.sleep(0.01)
 
@@ -533,7 +534,7 @@ async def test_late_output_counts_towards_the_history() -> None:
 
         await run(agent, "go.set()\nfor thread in threads: thread.join()")
 
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (kept := [id for id in late if await is_kept(agent, id)]) == late:
                 await asyncio.sleep(0.01)
         assert len(kept) < 6
@@ -596,7 +597,7 @@ async def test_whoever_follows_the_events_sees_what_was_cleared(agent: HttpAgent
 
 async def test_what_ended_before_the_kernel_died_has_ended_well(agent: HttpAgent) -> None:
     execution = await run(agent, "import os, threading; threading.Timer(0.3, os._exit, [3]).start()")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (after := await run(agent, "1")).state_lost_before is None and after.cause is EndCause.COMPLETED:
             pass
 
@@ -645,6 +646,7 @@ async def test_an_error_is_told_once_and_last(agent: HttpAgent) -> None:
         assert [output.type for output in execution.outputs] == ["stream", "error"]
 
 
+@extra
 async def test_the_output_of_forgotten_executions_costs_no_memory() -> None:
     async with real_agent(history_bytes=1 << 20) as agent:
         await agent.activate(ACTIVATION)

@@ -95,7 +95,7 @@ async def test_a_kill_from_outside_is_noticed(backend: BubblewrapBackend, name: 
 
     os.kill(getattr(sandbox.record, name).pid, signal.SIGKILL)
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         assert await waiting == "its agent ended"
     assert await asyncio.to_thread(Process.open, sandbox.record.init) is None
 

@@ -45,7 +45,7 @@ async def agent() -> AsyncIterator[HttpAgent]:
 
 
 async def until(agent: Agent, holds: Callable[[KernelState], bool]) -> KernelState:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds(state := await agent.kernel()):
             await asyncio.sleep(0.01)
     return state
@@ -524,7 +524,7 @@ async def test_cells_are_not_for_the_control_channel(agent: HttpAgent) -> None:
 
 async def test_a_connection_is_no_activity_and_a_message_is(agent: HttpAgent) -> None:
     async with jupyter(agent) as client:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (await agent.status()).idle_seconds < 0.5:
                 await asyncio.sleep(0.1)
 

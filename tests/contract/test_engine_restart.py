@@ -57,7 +57,7 @@ async def test_sandboxes_that_outlive_their_engine_go_on_and_are_watched_again(
         await engine.start()
 
         await asyncio.to_thread(kit.client.kill, f"kernelpool-{(kit.state / 'tag').read_text()}-{other.id}")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             assert await other.wait_dead() == "its agent ended"
         await other.destroy()
     async with kit.backend(settings=DockerSettings(host=engine.host)) as backend:

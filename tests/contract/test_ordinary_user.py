@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.extra import extra
+
 USER = 64_123
 SUITE = (
     "tests/contract/test_backend.py",
@@ -26,6 +28,7 @@ def _interpreter() -> str | None:
     return None
 
 
+@extra
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_backend_suite_passes_as_an_ordinary_user() -> None:

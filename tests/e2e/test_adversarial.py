@@ -12,6 +12,7 @@ import requests
 
 from kernelpool.backends.cgroups import CgroupRoot
 from tests.e2e.gateways import TOKEN, Gateway, Session, canary, in_background, sandbox_processes, until
+from tests.extra import extra
 
 MB = 1 << 20
 MOST_PROCESSES = 256
@@ -104,7 +105,15 @@ BOMBS: dict[str, tuple[str, set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("bomb", sorted(BOMBS))
+SELDOM = {
+    *("backtracking", "clears", "memfd", "memory in children", "pollers", "processes that leave", "shared mappings"),
+    *("shared memory", "shared memory segments", "the rest of disk", "timers and watches", "updates"),
+    *("a giant image", "a tree of errors", "an endless destructor", "one giant error", "one giant text"),
+}
+"""What much the same as another does."""
+
+
+@pytest.mark.parametrize("bomb", [pytest.param(name, marks=extra if name in SELDOM else ()) for name in sorted(BOMBS)])
 def test_a_bomb_ends_and_harms_nobody_else(gateway: Gateway, session: Session, neighbour: Session, bomb: str) -> None:
     code, endings = BOMBS[bomb]
     if DIED in endings and bomb != "a core dump" and not LIMITS_MEMORY:

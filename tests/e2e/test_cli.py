@@ -15,6 +15,7 @@ import pytest
 
 from tests.e2e.conftest import Make
 from tests.e2e.gateways import SECONDS, TOKEN, Gateway, Session, until
+from tests.extra import extra
 
 
 class Shell:
@@ -152,7 +153,9 @@ def test_events_are_lines_of_json_and_the_last_is_the_execution(kernelpool: Shel
     assert events[-1]["execution"]["result"]["executionResult"] == 7
 
 
-@pytest.mark.parametrize("name", ["plain.txt", "a b/[red] %20?#.txt", "ü", "-"])
+@pytest.mark.parametrize(
+    "name", ["a b/[red] %20?ü#.txt", *(pytest.param(name, marks=extra) for name in ("plain.txt", "-"))]
+)
 def test_files_go_there_and_back(kernelpool: Shell, identifier: str, name: str) -> None:
     (kernelpool.folder / "in.bin").write_bytes(bytes(range(256)) * 1000)
 

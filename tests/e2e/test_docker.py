@@ -31,7 +31,7 @@ from tests.e2e.test_shell import (  # noqa: F401 - what is of Shell pools is in 
     test_what_a_command_installs_and_writes_is_there_for_code,
 )
 from tests.e2e.test_stories import *  # noqa: F403
-from tests.e2e.test_survival import *  # noqa: F403
+from tests.e2e.test_survival import test_kill_9_of_the_gateway_under_load_loses_nothing  # noqa: F401
 from tests.engine import image_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]  # the first of them builds the image

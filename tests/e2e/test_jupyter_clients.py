@@ -408,6 +408,7 @@ sys.exit("\\n".join(f"{test}\\n{trace}" for test, trace in result.failures + res
 """
 
 
+@extra
 def test_the_public_test_suite_for_kernels_passes_over_the_gateway(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:

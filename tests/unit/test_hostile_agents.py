@@ -195,11 +195,11 @@ def test_what_stands_in_strings_does_not_count(text: bytes, parts: int) -> None:
 
 
 async def test_a_flood_of_empty_lines_leaves_others_their_turn(tmp_path: Path) -> None:
-    """64 MiB of keep-alives: the reader sees one for each chunk, and whatever else runs goes on meanwhile."""
+    """16 MiB of keep-alives: the reader sees one for each chunk, and whatever else runs goes on meanwhile."""
 
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEADERS)
-        for _ in range(64):
+        for _ in range(16):
             writer.write(b"\n" * (1 << 20))
             await writer.drain()
 
@@ -219,7 +219,7 @@ async def test_a_flood_of_empty_lines_leaves_others_their_turn(tmp_path: Path) -
                 seen += 1
         other.cancel()
 
-    assert 0 < seen < 20_000
+    assert 0 < seen < 5_000
     assert turns >= seen
 
 
