@@ -252,6 +252,8 @@ class HttpAgent:
             length = response.content_length
             if length is None:
                 raise AgentFault("a download without a length")
+            if stop is not None and length > stop - (start or 0):
+                raise AgentFault(f"{length} bytes of a file, of which {stop - (start or 0)} were asked for")
             begin = _range_start(response) if response.status == 206 else 0
             yield FileContent(info, begin, begin + length, read_exactly(response, length))
 

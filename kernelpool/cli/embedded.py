@@ -46,8 +46,8 @@ def embedded_gateway(context: click.Context, pool: str, timeout: float | None = 
 
 def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -> Settings:
     """The sandboxes are the operator's, the surface is nobody's but ours, and nothing is kept warm, so that the first
-    code waits for a sandbox as long as one may take to start. With a `timeout`
-    code may run so long, though no longer than a session may live; else as long as the pool says. Raises
+    code waits for a sandbox as long as one may take to start. Sessions last as long as the command does. With a
+    `timeout` code may run so long, though no longer than a session may live; else as long as the pool says. Raises
     `InvalidRequest`."""
     if pool not in settings.pools:
         raise InvalidRequest(f"there is no pool {pool!r}, only {', '.join(settings.pools)}")
@@ -56,7 +56,9 @@ def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -
         longest = None if timeout is None else wanted.max_alive if timeout == UNLIMITED else timeout
         waits = max(wanted.allocation_timeout, wanted.start_timeout)
         times = {} if longest is None else {"default_timeout": longest, "max_timeout": longest}
-        pools[name] = wanted.model_copy(update={"ready": 0, "allocation_timeout": waits, **times})
+        pools[name] = wanted.model_copy(
+            update={"ready": 0, "allocation_timeout": waits, "cooldown": wanted.max_alive, **times}
+        )
     return Settings.model_validate(
         {
             "host": "127.0.0.1",

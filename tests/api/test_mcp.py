@@ -398,13 +398,21 @@ async def test_an_image_is_there_once_as_an_image(api: Api) -> None:
 
 
 async def test_images_that_no_client_could_take_are_left_out_and_counted(api: Api) -> None:
-    large = DisplayOutput({"image/png": "A" * 1_000_000})
+    large = DisplayOutput({"image/png": base64.b64encode(b"\x89PNG" + bytes(750_000)).decode()})
     (await api.process("with-image")).kernel = ShowingKernel(large)
 
     result = await Mcp(api).call("run_code", code="1", session="with-image")
 
     assert "[1 of 1 images are not shown here: too large]" in text_of(result)
     assert len(json.dumps(result)) < 10_000
+
+
+@pytest.mark.parametrize("letter", ["語", "\x01", "😀"])
+async def test_an_answer_is_no_longer_than_clients_take_whatever_it_says(api: Api, letter: str) -> None:
+    result = await Mcp(api).call("run_code", code=f"print({letter!r} * 200_000)", max_characters=100_000)
+
+    assert 200_000 < len(json.dumps(result)) < 1 << 20
+    assert "characters left out; read_output with" in text_of(result)
 
 
 async def test_long_output_keeps_head_and_tail_and_the_rest_can_be_read(api: Api) -> None:
@@ -459,6 +467,8 @@ async def test_a_timeout_keeps_the_output_so_far(api: Api) -> None:
         ("runShellCommandInRemoteEnvironment", {"environmentId": "abcd"}, "give either shellCommand or"),
         ("runShellCommandInRemoteEnvironment", {"environmentId": "abcd", "execCommandAndArgs": ["a\0"]}, "NUL"),
         ("cancel_execution", {"execution": "none", "session": "named"}, "NoSessionFoundError"),
+        ("runPythonCodeInRemoteEnvironment", {"environmentId": "", "pythonCode": "1"}, "environmentId"),
+        ("runShellCommandInRemoteEnvironment", {"environmentId": "", "shellCommand": "id"}, "environmentId"),
     ],
 )
 async def test_what_a_model_got_wrong_is_told_to_the_model(
@@ -531,6 +541,17 @@ async def test_an_image_file_is_looked_at(api: Api) -> None:
 
     assert [part.get("data") for part in result["content"]] == [None, "iVBORw0KGgo="]
     assert text_of(result) == "/mnt/data/a.png: 8 bytes of image/png"
+
+
+@pytest.mark.parametrize("content", ["", "bm8gaW1hZ2U="])
+async def test_what_is_only_called_an_image_is_not_shown_as_one(api: Api, content: str) -> None:
+    mcp = Mcp(api)
+    await mcp.call("write_file", path="a.png", base64=content)
+
+    result = await mcp.call("read_file", path="a.png")
+
+    assert [part["type"] for part in result["content"]] == ["text"]
+    assert "is no image" in text_of(result)
 
 
 async def test_the_notebook_holds_what_was_run_by_whichever_door(api: Api) -> None:
@@ -644,6 +665,7 @@ async def test_a_run_can_be_cancelled_by_its_execution(api: Api) -> None:
 
     result = await mcp.call("cancel_execution", execution=started["executionId"])
 
+    assert not result["isError"]
     assert result["structuredContent"]["state"] == "canceled"
     assert text_of(result).startswith("begun\n[")
 

@@ -318,6 +318,17 @@ async def test_a_range_that_is_none_is_a_fault(tmp_path: Path, first: str) -> No
                 pass
 
 
+@pytest.mark.parametrize(
+    ("status", "place"), [("206 Partial Content", "Content-Range: bytes 2-9/9\r\n"), ("200 OK", "")]
+)
+async def test_more_of_a_file_than_was_asked_for_is_a_fault(tmp_path: Path, status: str, place: str) -> None:
+    headers = f"X-File: {json.dumps(FILE)}\r\n{place}"
+    async with agent_that(saying(b"x" * 4, status, headers), tmp_path) as agent:
+        with pytest.raises(AgentFault, match="4 bytes of a file, of which 3 were asked for"):
+            async with agent.read_file(WorkspacePath.parse("a"), 2, 5):
+                pass
+
+
 async def test_what_is_asked_over_a_closed_connection_is_lost(tmp_path: Path) -> None:
     async with agent_that(saying(b"{}"), tmp_path) as agent:
         await agent.aclose()

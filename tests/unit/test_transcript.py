@@ -125,9 +125,11 @@ def test_a_window_keeps_head_and_tail_and_counts_the_rest(text: str, limit: int)
 
 
 def test_only_what_is_base64_and_fits_is_an_image() -> None:
-    large, small = Image("image/png", "A" * 400), Image("image/png", PNG)
+    large, small = Image("image/png", PNG[:4] + "A" * 400), Image("image/png", PNG)
 
-    assert fitting([Image("image/png", "not base64!"), small, Image("image/png", "")], 1000) == [small]
+    assert fitting(
+        [Image("image/png", "not base64!"), small, Image("image/png", ""), Image("image/gif", PNG)], 1000
+    ) == [small]
     assert fitting([large, small], 100) == [small]
     assert len(fitting([small] * 20, 10_000)) == MAX_IMAGES
 

@@ -17,7 +17,7 @@ Session = Annotated[
         "Leave it out to stay in your own session."
     ),
 ]
-Environment = Annotated[str, Field(description="The environmentId that a launch tool returned.")]
+Environment = Annotated[str, Field(min_length=1, description="The environmentId that a launch tool returned.")]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Characters = Annotated[int, Field(ge=200, le=MOST_TEXT, description="How much text to return at most.")]
 Execution = Annotated[str, Field(description="The executionId that a run returned.")]

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from kernelpool.api.mcp.arguments import ListFiles, ReadFile, WriteFile
 from kernelpool.api.mcp.call import Answer, Call
 from kernelpool.api.mcp.notebook import notebook_of
-from kernelpool.api.mcp.transcript import IMAGES, MAX_ANSWER, Image
+from kernelpool.api.mcp.transcript import IMAGES, MAX_ANSWER, Image, is_image
 from kernelpool.api.resources import content_type, timestamp
 from kernelpool.errors import InvalidRequest, NotFound, PayloadTooLarge, SessionNotFound
 from kernelpool.gateway import Session
@@ -146,6 +146,8 @@ async def _image(session: Session, path: WorkspacePath, info: FileInfo, mime: st
             f"{path.absolute} has {info.size} bytes; at most {MAX_IMAGE} can be shown: make it smaller with code"
         )
     data = await _read(session, path, 0, MAX_IMAGE)
+    if not is_image(mime, data):
+        raise InvalidRequest(f"{path.absolute} is no image, whatever its name says: read it with code")
     text = f"{path.absolute}: {info.size} bytes of {mime}"
     return Answer(text, images=[Image(mime, base64.b64encode(data).decode())])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shlex
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 from pydantic import BaseModel, Field
@@ -39,6 +41,9 @@ from kernelpool.api.mcp.transcript import (
 from kernelpool.errors import SessionNotFound
 from kernelpool.gateway import Session
 from kernelpool.models import Command, Event, ExecuteRequest, Execution, ExecutionState, Kind, Origin
+
+LEAST_TEXT = 2_000
+"""Characters that an answer has in any case."""
 
 
 class Run(BaseModel):
@@ -98,7 +103,8 @@ async def read_output(call: Call, wanted: ReadOutput) -> Answer:
 async def cancel_execution(call: Call, wanted: CancelExecution) -> Answer:
     async with call.find(wanted.session) as session:
         execution = await call.ticking(session.cancel(wanted.execution), None, "Canceling")
-        return _answer(session.info.identifier, execution, transcript(execution), MAX_TEXT)
+        answer = _answer(session.info.identifier, execution, transcript(execution), MAX_TEXT)
+        return replace(answer, is_error=False)  # it is what was asked for
 
 
 async def reset_session(call: Call, wanted: InSession) -> Answer:
@@ -140,12 +146,13 @@ def _request(call: Call, code: str, timeout: float = 0, command: Command | None 
 async def _run(
     call: Call, identifier: str, request: ExecuteRequest, limit: int = MAX_TEXT, *, background: bool = False
 ) -> Answer:
-    async with call.use(identifier) as session:
-        if background:
-            execution = await session.submit(request)
-        else:
-            execution = await call.ticking(session.execute(request), request.timeout, "Running")
-        return _answer(session.info.identifier, execution, transcript(execution), limit)
+    async def run() -> Answer:
+        async with call.use(identifier) as session:
+            execution = await (session.submit(request) if background else session.execute(request))
+            return _answer(session.info.identifier, execution, transcript(execution), limit)
+
+    # The wait for a sandbox, too, is one that clients want a sign of.
+    return await call.ticking(run(), request.timeout, "Running")
 
 
 async def _until_done(session: Session, id: str, seconds: float) -> None:
@@ -162,11 +169,24 @@ async def _until_done(session: Session, id: str, seconds: float) -> None:
 
 
 def _answer(identifier: str, execution: Execution, whole: Transcript, limit: int, begins: int = 0) -> Answer:
+    """With less text than was asked for, where all of it would be more than clients take."""
+    while True:
+        answer = _answer_of(identifier, execution, whole, limit, begins)
+        if limit <= LEAST_TEXT or _size(answer) <= MAX_ANSWER:
+            return answer
+        limit //= 2
+
+
+def _size(answer: Answer) -> int:
+    """Bytes on the wire, where what is not ASCII is escaped."""
+    return len(json.dumps([answer.text, answer.data])) + sum(len(image.data) for image in answer.images)
+
+
+def _answer_of(identifier: str, execution: Execution, whole: Transcript, limit: int, begins: int) -> Answer:
     how = f'; read_output with execution="{execution.id}" and offset={{offset}} reads them'
     text = window(whole.text, limit, how.replace("{offset}", str(begins + limit // 2)))
     data = _data(identifier, execution, limit)
-    room = MAX_ANSWER - 2 * len(text.text.encode()) - 1000
-    images = fitting(whole.images, room)
+    images = fitting(whole.images, MAX_ANSWER - len(json.dumps([text.text, data.model_dump()])) - 1000)
     shown = text.text or _silence(execution)
     if len(images) < len(whole.images):
         shown += f"\n[{len(whole.images) - len(images)} of {len(whole.images)} images are not shown here: too large]"

@@ -37,6 +37,12 @@ MAX_FILES = 20
 """Named in the text."""
 IMAGES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 """What models look at."""
+_MAGIC = {
+    "image/png": re.compile(rb"\x89PNG"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+}
 _TRACEBACK = 4_000
 _RULER = re.compile(r"\A-{20,}\n")
 """With which IPython begins."""
@@ -137,11 +143,16 @@ def window(text: str, limit: int, how: str = "") -> Window:
     return Window(text[:head] + marker + text[tail:], tail - head)
 
 
+def is_image(mime: str, data: bytes) -> bool:
+    """What a sandbox calls one need not be, and a model that is shown what is none may refuse the conversation."""
+    return _MAGIC[mime].match(data) is not None
+
+
 def fitting(images: Iterable[Image], room: int) -> list[Image]:
     """As many as fit, of those that are images at all: what a sandbox calls one need not be."""
     found: list[Image] = []
     for image in images:
-        if len(found) < MAX_IMAGES and len(image.data) <= room and _is_base64(image.data):
+        if len(found) < MAX_IMAGES and len(image.data) <= room and _is_whole(image):
             found.append(image)
             room -= len(image.data)
     return found
@@ -200,8 +211,8 @@ def _plain(text: str) -> str:
     return _ANSI.sub("", fold_lines(mend_text(text)))
 
 
-def _is_base64(data: str) -> bool:
+def _is_whole(image: Image) -> bool:
     try:
-        return len(base64.b64decode(data, validate=True)) > 0
+        return is_image(image.mime, base64.b64decode(image.data, validate=True))
     except (binascii.Error, ValueError):
         return False
