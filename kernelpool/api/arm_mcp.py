@@ -17,6 +17,7 @@ from kernelpool.api.base import ApiHandler, Collaborators
 from kernelpool.auth.principal import Role
 from kernelpool.errors import InvalidRequest, McpServerNotEnabled
 from kernelpool.pool.settings import PoolSettings
+from kernelpool.telemetry.audit import Action, Entry
 
 _PATH = "properties.mcpServerSettings"
 _NAMES = {"ismcpserverenabled": "enabled", "ismcpserverapikeydisabled": "api_key"}
@@ -37,11 +38,12 @@ class FetchHandler(ApiHandler):
             raise McpServerNotEnabled(f"The MCP server of pool '{self.pool.name}' takes no keys of its own.")
 
     async def post(self, subscription: str, group: str, pool: str) -> None:
-        self._answer()
+        self._answer(Action.POOL_KEY_FETCH)
 
-    def _answer(self) -> None:
-        keys = self.collaborators.authenticator.pool_keys
-        self.answer({"apiKey": keys.key(self.pool.name, self.principal.tenant)})
+    def _answer(self, action: Action) -> None:
+        keys, who = self.collaborators.authenticator.pool_keys, self.principal
+        self.answer({"apiKey": keys.key(self.pool.name, who.tenant)})
+        self.collaborators.telemetry.audit.record(Entry(action, "succeeded", who.tenant, who.name, self.pool.name))
 
 
 class RotateHandler(FetchHandler):
@@ -50,7 +52,7 @@ class RotateHandler(FetchHandler):
 
     async def _post(self) -> None:
         await self.collaborators.authenticator.pool_keys.renew(self.pool.name)
-        self._answer()
+        self._answer(Action.POOL_KEY_RENEW)
 
 
 class RegenerateHandler(RotateHandler):

@@ -50,6 +50,8 @@ class Action(StrEnum):
     POOL_PUT = "pool_put"
     POOL_PATCH = "pool_patch"
     POOL_DELETE = "pool_delete"
+    POOL_KEY_FETCH = "pool_key_fetch"
+    POOL_KEY_RENEW = "pool_key_renew"
     DENIED = "denied"
 
 

@@ -338,6 +338,17 @@ async def test_changes_of_pools_are_audited(watched: Api, kept: Kept) -> None:
     assert entries == [(f"pool_{what}", "succeeded", "token", "second") for what in ("put", "delete")]
 
 
+async def test_keys_that_are_handed_out_are_audited(watched: Api, kept: Kept) -> None:
+    pool = "/subscriptions/s/resourceGroups/g/providers/Microsoft.App/sessionPools/python"
+    for what in ("fetchMcpServerCredentials", "rotateMcpServerCredentials"):
+        url = f"http://127.0.0.1:{watched.port}{pool}/{what}?api-version=2025-02-02-preview"
+        async with watched.http.request("POST", url, headers={"Authorization": f"Bearer {TOKEN}"}) as response:
+            assert response.status == 200
+
+    entries = [(entry.action, entry.outcome, entry.pool) for entry in kept.entries]
+    assert entries == [("pool_key_fetch", "succeeded", "python"), ("pool_key_renew", "succeeded", "python")]
+
+
 async def test_a_client_that_leaves_is_counted_as_such(watched: Api, kept: Kept) -> None:
     await watched.run("1")
     body = b'{"code": "import time; time.sleep(9)"}'
