@@ -340,11 +340,13 @@ def test_interrupts_that_follow_at_once_leave_a_loop_to_run(fresh: Kernel) -> No
         assert fresh.run(f"echo {number}").text() == f"{number}\n"
 
 
-def test_a_loop_that_was_lost_leaves_the_next(fresh: Kernel) -> None:
-    fresh.run("timeout 0.2 cat /proc/$$/fd/0 >/dev/null")
-    fresh.run("break")
+@pytest.mark.parametrize(("lost", "refills"), [(3, 0), (4, 1)])
+def test_loops_that_are_lost_leave_the_next(bash: Any, lost: int, refills: int) -> None:
+    bash.begin(f"n=0 was=$__kp_loop; __kp_loop='[ $((n += 1)) -lt {lost} ] || __kp_loop=$was'; break")
+    for _ in range(refills):
+        bash.refill()
 
-    assert fresh.run("echo here").text() == "here\n"
+    assert ended(bash) == 0
 
 
 def test_functions_and_fields_of_the_user_do_not_come_between(fresh: Kernel) -> None:
@@ -460,15 +462,31 @@ def test_what_comes_from_the_background_is_no_completion(fresh: Kernel) -> None:
     fresh.run("touch stop; wait")
 
 
+def test_what_was_written_before_a_cell_is_not_its_own(fresh: Kernel) -> None:
+    request = fresh.send("(until [ -e go ]; do :; done; echo late; touch wrote) &")
+    fresh.finish(request)
+    os.kill(fresh.process.pid, signal.SIGSTOP)
+    (fresh.home / "go").touch()
+    while not (fresh.home / "wrote").exists():
+        time.sleep(0.01)
+    cell = fresh.send("echo own")
+    os.kill(fresh.process.pid, signal.SIGCONT)
+
+    fresh.wait_for_text(request, "late")
+    assert fresh.finish(cell).text() == "own\n"
+
+
 def test_an_interrupt_when_nothing_runs_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(LAUNCHER.parent))
     module = importlib.import_module("kernelpool_shell.kernel")
     kernel = module.Kernel.__new__(module.Kernel)
     kernel._wakeup, wake = os.pipe()
     os.write(wake, b"\2")
-    kernel._bash = type("Bash", (), {"refill": lambda _: None})()
+    refilled: list[int] = []
+    kernel._bash = type("Bash", (), {"refill": lambda _: refilled.append(1)})()
     kernel._request, kernel._interrupted, kernel._insist_at = None, object(), []
 
     kernel._insist(True)
 
     assert kernel._insist_at == []
+    assert refilled
