@@ -317,9 +317,11 @@ def test_an_interrupt_between_cells_strikes_none(fresh: Kernel) -> None:
 
 
 def test_a_cell_whose_number_an_interrupt_took_is_asked_for_again_and_run_once(bash: Any) -> None:
-    bash._number = 3  # as if the first three had been taken, and lost
-    bash._asked = b"3 cell\n"
+    ask, bash._ask = bash._ask, os.open(os.devnull, os.O_WRONLY)
     bash.begin("n=$((n + 1)); (exit $((n + 10)))")
+    os.close(bash._ask)
+    bash._ask = ask
+    os.kill(bash._process.pid, signal.SIGINT)
     assert ended(bash) == 11
     for _ in range(3):
         bash._write_asked()  # no more than once
