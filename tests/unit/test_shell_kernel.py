@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import select
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,6 +80,8 @@ CELLS = [
     ("PS1='$ '; PS2='> '; echo prompt", "prompt\n", ""),
     ("echo 'what!'; echo !! \"hi!\"", "what!\n!! hi!\n", ""),
     ("break", "", ""),
+    ("continue", "", ""),
+    ("for i in 1 2; do echo $i; continue 2; done", "1\n", ""),
     ("(echo sub; exit 7) || echo failed with $?", "sub\nfailed with 7\n", ""),
     ("[ -t 0 ] || [ -t 1 ] || echo no terminal", "no terminal\n", ""),
     ("", "", ""),
@@ -275,3 +281,214 @@ def test_a_shutdown_ends_it(fresh: Kernel) -> None:
     fresh.client.shutdown()
 
     assert fresh.process.wait(timeout=SECONDS) == 0
+
+
+# --- what a review found
+
+
+@pytest.fixture
+def bash(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A shell without a kernel."""
+    monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+    bash = importlib.import_module("kernelpool_shell.bash").Bash(lambda *_: None)
+    yield bash
+    bash.close()
+
+
+def ended(bash: Any) -> int:
+    deadline = time.monotonic() + SECONDS
+    while (status := bash.status()) is None:
+        assert time.monotonic() < deadline
+        select.select(bash.sources(text=False), [], [], 1)
+    return int(status)
+
+
+def test_an_interrupt_between_cells_strikes_none(fresh: Kernel) -> None:
+    bash = int(fresh.run("echo $$").text())
+    for number in range(10):
+        # Both wait when the kernel goes on: what the interrupt made bash say, and the cell.
+        os.kill(fresh.process.pid, signal.SIGSTOP)
+        os.kill(bash, signal.SIGINT)
+        request = fresh.send(f"echo {number}; sleep 0.01; echo end")
+        time.sleep(0.02)
+        os.kill(fresh.process.pid, signal.SIGCONT)
+
+        assert fresh.finish(request).text() == f"{number}\nend\n"
+
+
+def test_a_cell_whose_number_an_interrupt_took_is_asked_for_again_and_run_once(bash: Any) -> None:
+    ask, bash._ask = bash._ask, os.open(os.devnull, os.O_WRONLY)
+    bash.begin("n=$((n + 1)); (exit $((n + 10)))")
+    os.close(bash._ask)
+    bash._ask = ask
+    os.kill(bash._process.pid, signal.SIGINT)
+    assert ended(bash) == 11
+    for _ in range(3):
+        bash._write_asked()  # no more than once
+
+    bash.begin("(exit $((n + 20)))")
+
+    assert ended(bash) == 21
+
+
+def test_interrupts_that_follow_at_once_leave_a_loop_to_run(fresh: Kernel) -> None:
+    for number in range(20):
+        request = fresh.send("echo on; sleep 1000")
+        fresh.wait_for_text(request, "on")
+        for _ in range(3):
+            os.killpg(fresh.process.pid, signal.SIGINT)
+        fresh.finish(request)
+
+        assert fresh.run(f"echo {number}").text() == f"{number}\n"
+
+
+@pytest.mark.parametrize(("lost", "refills"), [(3, 0), (4, 1)])
+def test_loops_that_are_lost_leave_the_next(bash: Any, lost: int, refills: int) -> None:
+    bash.begin(f"n=0 was=$__kp_loop; __kp_loop='[ $((n += 1)) -lt {lost} ] || __kp_loop=$was'; break")
+    for _ in range(refills):
+        bash.refill()
+
+    assert ended(bash) == 0
+
+
+def test_functions_and_fields_of_the_user_do_not_come_between(fresh: Kernel) -> None:
+    fresh.run("printf() { echo mine; }; read() { echo mine; }; eval() { echo mine; }; IFS=0123456789")
+
+    assert failure(fresh.run("(exit 5)")) == ("ExitStatus", "5")
+    assert fresh.run('echo "$?"').text() == "5\n"
+
+
+def test_what_waits_behind_an_exit_is_answered(fresh: Kernel) -> None:
+    cell = fresh.send("sleep 0.2; exit 1", stop_on_error=True)
+    completion = fresh.client.complete("ech")
+    info = fresh.client.kernel_info()
+    aborted = fresh.send("echo never")
+
+    assert failure(fresh.finish(cell))[0] == "ShellExited"
+    assert fresh.finish(aborted).status == "aborted"
+    replies = [fresh.client.get_shell_msg(timeout=SECONDS) for _ in range(2)]
+    assert {reply["parent_header"]["msg_id"]: reply["content"]["status"] for reply in replies} == {
+        completion: "ok",
+        info: "ok",
+    }
+    assert fresh.run("echo on").text() == "on\n"
+
+
+def test_set_e_ends_the_shell_when_a_cell_fails_and_not_before(fresh: Kernel) -> None:
+    assert failure(fresh.run("kept=yes; set -o pipefail; (exit 4)")) == ("ExitStatus", "4")
+    assert fresh.run("echo $?; set -e").text() == "4\n"
+    assert fresh.run("break").status == "ok"
+    assert fresh.reply(fresh.client.complete("echo nothing_like_it"))["matches"] == []
+    assert fresh.reply(fresh.client.complete("echo $nothing_like_it"))["matches"] == []
+    assert fresh.run("echo $kept").text() == "yes\n"
+
+    assert failure(fresh.run("false; echo never"))[0] == "ShellExited"
+
+
+def test_an_err_trap_hears_of_the_cells_alone(fresh: Kernel) -> None:
+    assert fresh.run("trap 'echo failed' ERR").text() == ""
+    assert fresh.run("(exit 3); echo on").text() == "failed\non\n"
+    assert failure(fresh.run("(exit 3)"))[0] == "ExitStatus"  # twice: bash has it for the cell as a whole, too
+    assert fresh.reply(fresh.client.complete("echo nothing_like_it"))["matches"] == []
+    assert fresh.run("echo $?").text() == "3\n"
+    assert fresh.run("echo on").text() == "on\n"
+
+
+def test_set_x_shows_the_cells_alone(fresh: Kernel) -> None:
+    fresh.run("set -x; (exit 3)")
+    fresh.reply(fresh.client.complete("echo nothing_like_it"))
+
+    cell = fresh.run("echo a $?")
+
+    assert (cell.text(), cell.text("stderr").lstrip("+")) == ("a 3\n", " echo a 3\n")
+    assert fresh.run("set +x").status == "ok"
+    assert fresh.run("echo b").text("stderr") == ""
+
+
+def test_a_cell_may_clear_the_folder_for_temporary_files() -> None:
+    with started_kernel(
+        [sys.executable, str(LAUNCHER)], lambda home: {**environment(home), "TMPDIR": str(home)}
+    ) as kernel:
+        kernel.run('kept=yes; rm -rf "$TMPDIR"/*')
+
+        assert kernel.run("echo $kept").text() == "yes\n"
+
+
+@pytest.mark.parametrize("error", [OSError("no process"), subprocess.TimeoutExpired("bash", 1)])
+def test_completeness_is_unknown_when_nothing_can_be_started(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fails)
+
+    assert importlib.import_module("kernelpool_shell.words").completeness("echo") == "unknown"
+
+
+def test_a_shell_that_writes_elsewhere_leaves_nothing_to_read(bash: Any, tmp_path: Path) -> None:
+    bash.begin(f"exec >{tmp_path}/log 2>&1; echo there")
+    assert ended(bash) == 0
+    bash.settle()
+
+    assert select.select(bash.sources(text=True), [], [], 0.1)[0] == []
+    bash.begin("echo still")
+    assert ended(bash) == 0
+    assert (tmp_path / "log").read_text() == "there\nstill\n"
+
+
+def test_processes_of_cells_have_no_descriptors_of_ours(kernel: Kernel) -> None:
+    names = kernel.run(
+        "echo $(python3 -c 'import os; print(*[n for n in range(3, 300) if os.path.exists(f\"/proc/self/fd/{n}\")])')"
+    )
+
+    assert names.text().strip() == ""
+
+
+def test_long_words_are_completed_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+    question = importlib.import_module("kernelpool_shell.words").question
+    began = time.monotonic()
+
+    assert question("x" * 200_000 + " ec", 200_003)[1] == 200_001
+    assert question("echo " * 2000 + "$na", 10_003) == ("compgen -v -P '$' -- na || :", 10_000)
+    assert time.monotonic() - began < 3
+
+
+def test_what_comes_from_the_background_is_no_completion(fresh: Kernel) -> None:
+    request = fresh.send("(until [ -e stop ]; do echo tick; done) &")
+    fresh.wait_for_text(request, "tick")
+
+    assert fresh.reply(fresh.client.complete("echo nothing_like_it"))["matches"] == []
+
+    fresh.run("touch stop; wait")
+
+
+def test_what_was_written_before_a_cell_is_not_its_own(fresh: Kernel) -> None:
+    request = fresh.send("(until [ -e go ]; do :; done; echo late; touch wrote) &")
+    fresh.finish(request)
+    os.kill(fresh.process.pid, signal.SIGSTOP)
+    (fresh.home / "go").touch()
+    while not (fresh.home / "wrote").exists():
+        time.sleep(0.01)
+    cell = fresh.send("echo own")
+    os.kill(fresh.process.pid, signal.SIGCONT)
+
+    fresh.wait_for_text(request, "late")
+    assert fresh.finish(cell).text() == "own\n"
+
+
+def test_an_interrupt_when_nothing_runs_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(LAUNCHER.parent))
+    module = importlib.import_module("kernelpool_shell.kernel")
+    kernel = module.Kernel.__new__(module.Kernel)
+    kernel._wakeup, wake = os.pipe()
+    os.write(wake, b"\2")
+    refilled: list[int] = []
+    kernel._bash = type("Bash", (), {"refill": lambda _: refilled.append(1)})()
+    kernel._request, kernel._interrupted, kernel._insist_at = None, object(), []
+
+    kernel._insist(True)
+
+    assert kernel._insist_at == []
+    assert refilled

@@ -12,14 +12,13 @@ import array
 import codecs
 import fcntl
 import os
+import re
 import select
 import signal
 import subprocess
-import tempfile
 import termios
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 READ_SIZE = 64 << 10
 HIGH = 100
@@ -28,15 +27,51 @@ PIPE_SIZE = 1 << 20
 MAX_SETTLED = 64 << 20
 """Bytes that are read at the end of a cell at most, should something in the background go on writing."""
 
+SPARE = 4
+"""Loops that wait at the prompt: an interrupt may come while one is being read, and then the next is at hand."""
+START_SECONDS = 2.0
+
 # At the first prompt. A prompt that a cell sets is never shown.
-_SETUP = "PS1= PS2= PROMPT_COMMAND='PS1= PS2='; set +H +o history; __kp_as() {{ return $1; }}\n"
-# `$?` of the cell before is that of this one's beginning.
-_LOOP = (
-    '{{ __kp_status=$?; printf "start %d\\n" $__kp_status >&{told}; '
-    'while IFS= read -r -u {asked} __kp_line; do IFS= read -r -d "" __kp_code <{file}; __kp_as $__kp_status; '
-    'eval "$__kp_code" </dev/null {asked}<&- {told}>&-; '
-    '__kp_status=$?; printf "done %d\\n" $__kp_status >&{told}; done; }}\n'
-)
+# `__kp_start` tells "start" and the last cell's number. `__kp_take` tells "done", the number, and how that cell ended,
+# and takes the next: a number and a kind. A number that it has had is passed over.
+_SETUP = r"""PS1= PS2= PROMPT_COMMAND='{ PS1= PS2=; } 2>/dev/null'; set +H +o history; __kp_number=0
+__kp_as() { return "$1"; }
+__kp_start() {
+    __kp_status=$? __kp_kind=answer
+    builtin printf 'start %d 0\n' "$__kp_number" >&TOLD
+}
+__kp_take() {
+    __kp_ended=$?
+    [[ $__kp_kind == answer ]] || __kp_status=$__kp_ended
+    builtin printf 'done %d %d\n' "$__kp_number" "$__kp_status" >&TOLD
+    IFS=' ' builtin read -r -u ASKED __kp_next __kp_kind || return
+    __kp_code= __kp_trace=
+    if [[ $__kp_next -gt $__kp_number ]]; then
+        __kp_number=$__kp_next
+        IFS= builtin read -r -d '' -u FILE __kp_code
+    else
+        __kp_kind=answer
+    fi
+    if [[ $__kp_kind == answer ]]; then
+        builtin eval "$__kp_code" </dev/null >&FILE ASKED<&- TOLD>&- FILE>&-
+        __kp_code=
+    fi
+    if [[ $- == *x* ]]; then
+        builtin set +x
+        __kp_trace='{ builtin set -x; __kp_as "$__kp_status" && :; } 2>/dev/null'$'\n'
+    fi
+    return 0
+}
+__kp_loop='{ __kp_start; } 2>/dev/null; while { __kp_take; } 2>/dev/null; do __kp_as "$__kp_status" && :
+builtin eval "$__kp_trace$__kp_code" </dev/null ASKED<&- TOLD>&- FILE>&-; done'
+"""
+# What is ours stands in the condition, where neither `set -e` nor an ERR trap sees it, and `continue` in a cell comes
+# back to it; its stderr is where `set -x` would show it. `$?` of the cell before is that of this one's beginning:
+# `&& :` keeps it, and `set -e` from seeing it.
+# An interrupt can cost the first character of what is read at a prompt, and must leave no open quote behind.
+_PROMPT = b'  builtin eval "$__kp_loop" #"\n'
+
+_SAID = re.compile(rb"(start|done) (\d{1,18}) (\d{1,18})")
 
 OnText = Callable[[str, str], None]
 
@@ -46,43 +81,52 @@ class Bash:
 
     def __init__(self, on_text: OnText) -> None:
         self._on_text = on_text
-        self._folder = tempfile.TemporaryDirectory(prefix="kp-shell-")
-        self._file = Path(self._folder.name, "code")
-        asked, self._ask = _high_pipe()
-        self._told, told = _high_pipe()
+        asked, self._ask = _high(*os.pipe())
+        self._told, told = _high(*os.pipe())
+        (self._file,) = _high(os.memfd_create("code"))  # not in a folder that a cell may clear
+        outputs = {"stdout": os.pipe(), "stderr": os.pipe()}
         self._process = subprocess.Popen(
             ["/bin/bash", "--noprofile", "--norc", "--noediting", "-i"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=(asked, told),
+            stdout=outputs["stdout"][1],
+            stderr=outputs["stderr"][1],
+            pass_fds=(asked, told, self._file),
             bufsize=0,
         )
         os.close(asked)
         os.close(told)
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
         self._prompt = self._process.stdin
-        self._pipes = {"stdout": self._process.stdout.fileno(), "stderr": self._process.stderr.fileno()}
+        self._pipes = {name: ends[0] for name, ends in outputs.items()}
+        # Kept open: after `exec >log` there would be no writer, and a pipe without one is always ready.
+        self._writers = [ends[1] for ends in outputs.values()]
         self.died = os.pidfd_open(self._process.pid)
         """Readable once it has ended."""
-        for pipe in (*self._pipes.values(), self._told):
+        for pipe in (*self._pipes.values(), self._told, self._prompt.fileno()):
             os.set_blocking(pipe, False)
         for pipe in self._pipes.values():
             with suppress(OSError):  # more than an ordinary user may have
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        self._loop = _LOOP.format(asked=asked, told=told, file=self._file).encode()
+        setup = _SETUP.replace("ASKED", str(asked)).replace("TOLD", str(told)).replace("FILE", str(self._file))
+        # On one line of the prompt, from which bash counts those of a cell.
+        escaped = setup.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        self._setup = f"eval $'{escaped}'\n".encode()
+        # The mutable state: the last cell's number, what it was asked, and the length of its code.
+        self._number = 0
+        self._asked = b""
+        self._size = 0
         self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in self._pipes}
         self._line = b""
         self._start()
 
     def _start(self) -> None:
         """What it says of having no terminal is nobody's output."""
-        with suppress(BrokenPipeError):
-            self._prompt.write(_SETUP.format().encode() + self._loop)
-        while self.status() is None and not select.select([self.died], [], [], 0)[0]:
-            select.select([self._told, self.died], [], [])
+        is_told: list[int] = []
+        while self.status() is None and self.died not in is_told:
+            if not is_told:  # at first, and when an interrupt took it
+                with suppress(BrokenPipeError):
+                    self._prompt.write(self._setup + _PROMPT * SPARE)
+            is_told = select.select([self._told, self.died], [], [], START_SECONDS)[0]
         for pipe in self._pipes.values():
             _read(pipe)
 
@@ -90,11 +134,25 @@ class Bash:
         """Descriptors to poll for reading; those of text only when it is wanted."""
         return [self._told, self.died, *(self._pipes.values() if text else ())]
 
-    def begin(self, code: str) -> None:
-        """Runs a cell; `status` tells of its end, or `died`."""
-        self._file.write_text(code, errors="replace")
+    def begin(self, code: str, *, kind: str = "cell") -> None:
+        """Runs a cell; `status` tells of its end, or `died`. What one of the kind answer writes is in `answer`."""
+        data = code.encode(errors="replace")
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, data, 0)
+        os.lseek(self._file, 0, os.SEEK_SET)
+        self._number += 1
+        self._size = len(data)
+        self._asked = f"{self._number} {kind}\n".encode()
+        self._write_asked()
+
+    def _write_asked(self) -> None:
         with suppress(BrokenPipeError):
-            os.write(self._ask, b"\n")
+            os.write(self._ask, self._asked)
+
+    def answer(self) -> str:
+        """Written behind the code that asked for it."""
+        size = os.fstat(self._file).st_size - self._size
+        return os.pread(self._file, max(0, size), self._size).decode(errors="replace")
 
     def read(self) -> None:
         """Some of what was written."""
@@ -116,13 +174,21 @@ class Bash:
         *lines, self._line = (self._line + data).split(b"\n")
         found = None
         for line in lines:
-            kind, _, number = line.partition(b" ")
-            if kind == b"start":  # its prompt has taken the loop that was there: the next for the next time
-                with suppress(BrokenPipeError):
-                    self._prompt.write(self._loop)
-            if number.isdigit():
-                found = int(number)
+            if not (said := _SAID.fullmatch(line)):  # of the user's code, which can find it
+                continue
+            kind, number, status = said.groups()
+            if kind == b"start":
+                self.refill()
+                if int(number) < self._number:  # what began it again may have taken what was asked
+                    self._write_asked()
+            elif int(number) == self._number:
+                found = int(status)
         return found
+
+    def refill(self) -> None:
+        """One more loop for its prompt. Spare ones do no harm, and of a full pipe no more is needed."""
+        with suppress(BrokenPipeError):
+            self._prompt.write(_PROMPT)
 
     def interrupt(self) -> None:
         """As Ctrl-C: to it and to what it waits for."""
@@ -132,12 +198,9 @@ class Bash:
         """Ends it if need be. Returns what it ended with, as shells have it."""
         self._process.kill()
         code = self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-        for descriptor in (self._ask, self._told, self.died):
+        self._prompt.close()
+        for descriptor in (self._ask, self._told, self._file, self.died, *self._pipes.values(), *self._writers):
             os.close(descriptor)
-        self._folder.cleanup()
         return code if code >= 0 else 128 - code
 
     def _tell(self, name: str, data: bytes, *, final: bool = False) -> None:
@@ -145,13 +208,12 @@ class Bash:
             self._on_text(name, text)
 
 
-def _high_pipe() -> tuple[int, int]:
-    """Its ends for reading and for writing."""
-    low = os.pipe()
-    high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, HIGH) for end in low]
-    for end in low:
-        os.close(end)
-    return high[0], high[1]
+def _high(*low: int) -> list[int]:
+    """The same ones with numbers of ours."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, HIGH) for descriptor in low]
+    for descriptor in low:
+        os.close(descriptor)
+    return high
 
 
 def _waiting(pipe: int) -> int:

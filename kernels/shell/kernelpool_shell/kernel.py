@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -44,10 +45,10 @@ class Kernel:
         os.set_blocking(self._wakeup, False)
         signal.set_wakeup_fd(wake)
         self._bash = Bash(self._on_text)
-        # The mutable state: what is served, whose output comes, a completion's answer, and where it began.
+        # The mutable state: what is served, what came before its time, whose output comes, where a completion began.
         self._request: Request | None = None
+        self._kept: deque[Request] = deque()
         self._cell: Request | None = None
-        self._answer_text: list[str] | None = None
         self._start = 0
         self._count = 0
         self._text_at = 0.0
@@ -75,6 +76,8 @@ class Kernel:
         self._bash.close()
 
     def _turn(self) -> None:
+        while self._kept and self._request is None:
+            self._begin(self._kept.popleft())
         now = monotonic()
         waits = [at - now for at in (*self._insist_at[:1], *([self._text_at] if self._text_at > now else []))]
         poller = self._poller(text=self._text_at <= now)
@@ -93,10 +96,11 @@ class Kernel:
     def _insist(self, is_interrupted: bool) -> None:
         if is_interrupted:
             os.read(self._wakeup, 1000)
-            if self._request is not self._interrupted:  # what we repeat ourselves comes here, too
+            self._bash.refill()
+            if self._request not in (None, self._interrupted):  # what we repeat ourselves comes here, too
                 self._interrupted = self._request
                 self._insist_at = [monotonic() + seconds for seconds in INSIST]
-        if self._request is not self._interrupted:
+        if self._request is None or self._request is not self._interrupted:
             self._insist_at = []
         elif self._insist_at and self._insist_at[0] <= monotonic():
             self._insist_at.pop(0)
@@ -146,6 +150,7 @@ class Kernel:
             self._count += 1
         if not silent:
             self._wire.publish("execute_input", {"code": code, "execution_count": self._count}, request)
+        self._bash.settle()  # what is there by now is the last cell's
         self._request = self._cell = request
         if "\0" in code:
             self._fail("ValueError", "the code has a NUL character, which a shell cannot read")
@@ -156,8 +161,8 @@ class Kernel:
         code = str(request.content.get("code", ""))
         position = request.content.get("cursor_pos")
         asked, self._start = question(code, position if isinstance(position, int) else len(code))
-        self._request, self._answer_text = request, []
-        self._bash.begin(f"{asked}; __kp_as $__kp_status")
+        self._request = request
+        self._bash.begin(asked, kind="answer")
 
     def _is_complete(self, request: Request) -> None:
         self._answer(request, {"status": completeness(str(request.content.get("code", ""))), "indent": "  "})
@@ -174,18 +179,14 @@ class Kernel:
 
     def _on_text(self, name: str, text: str) -> None:
         """Of the cell that runs, or ran last."""
-        if self._answer_text is not None:
-            self._answer_text.append(text)
-            return
         self._wire.publish("stream", {"name": name, "text": text}, self._cell)
         self._text_at = monotonic() + TEXT_INTERVAL
 
     def _done(self, status: int) -> None:
         request = self._request
         assert request is not None
-        if self._answer_text is not None:
-            text, self._answer_text = "".join(self._answer_text), None
-            self._answer(request, self._completed(request, text))
+        if request.kind == "complete_request":
+            self._answer(request, self._completed(request, self._bash.answer()))
         elif status == 0:
             self._answer(request, self._executed({"status": "ok", "user_expressions": {}, "payload": []}))
         elif status == INTERRUPTED:
@@ -197,7 +198,7 @@ class Kernel:
         """The shell ended: by `exit`, by `set -e`, by a signal. The next cell has a new one."""
         self._bash.settle()
         status = self._bash.close()
-        self._answer_text = None
+        self._bash = Bash(self._on_text)
         request = self._request
         if request is not None and request.kind == "execute_request":
             self._fail(
@@ -205,7 +206,6 @@ class Kernel:
             )
         elif request is not None:
             self._answer(request, self._completed(request, ""))
-        self._bash = Bash(self._on_text)
 
     def _fail(self, name: str, value: str) -> None:
         request = self._request
@@ -220,8 +220,8 @@ class Kernel:
         """As the protocol has it: what was sent before the failure was known is not run."""
         while request := self._wire.receive("shell"):
             if request.kind != "execute_request":
-                self._begin(request)
-                return
+                self._kept.append(request)
+                continue
             self._status("busy", request)
             self._wire.reply(request, self._executed({"status": "aborted"}))
             self._status("idle", request)
