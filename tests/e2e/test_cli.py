@@ -47,7 +47,7 @@ class Shell:
 
 def is_free(session: Session) -> bool:
     """Nothing runs in it that would take longer than this patience."""
-    return session.request("POST", "/executions", json={"code": "1"}, timeout=15).ok
+    return session.request("POST", "/executions", json={"code": "1"}, timeout=45).ok
 
 
 @pytest.fixture

@@ -127,8 +127,8 @@ def test_a_caller_who_leaves_ends_the_command(any_session: Session) -> None:
 
 
 def test_code_that_hangs_does_not_hold_up_the_command_that_ends_it(session: Session) -> None:
-    stuck = in_background(lambda: session.run("print('on', flush=True)\nwhile True: pass", timeoutInSeconds=60))
-    until(lambda: session.shell("ps -eo stat=,args= | grep -c '^R.*launch.py'")["result"]["stdout"] != "0\n")
+    stuck = in_background(lambda: session.run("open('on', 'w').close()\nwhile True: pass", timeoutInSeconds=60))
+    until(lambda: session.shell("ls on")["status"] == "0")
 
     session.shell("pkill -INT -f launch.py")
 

@@ -645,7 +645,10 @@ def test_an_inspector_that_opens_too_late_does_not_end_what_comes_next(host: Any
 
 def test_what_is_ended_too_late_is_not_the_end_of_what_comes_next(host: Any) -> None:
     host.execute("for (;;) {}")
+    host.until(lambda: host.busy_seconds() > 1)
     host.stop_by_force()
+    host.until(lambda: host._inspector is not None)
+    host.command("interrupt", id=1)  # should it have struck our own part
     assert host.status() == "error"
     host.settle()
 
