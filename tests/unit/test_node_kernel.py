@@ -605,9 +605,10 @@ def test_a_command_that_stands_behind_what_is_ended_by_force_is_begun(host: Any)
     assert host.status() == "ok"
     host.settle()
     host.command("execute", id=2, code="2", count=2, silent=False, expressions={})
+    before = host.busy_seconds()
+    host.until(lambda: host.busy_seconds() > before + 0.3)  # in the loop
     host.stop_by_force()
-    time.sleep(0.5)
-    host.read()
+    host.until(lambda: host._inspector is not None)
 
     host.command("interrupt", id=2)
 

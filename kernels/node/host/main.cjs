@@ -105,7 +105,7 @@ class Host {
   async execute ({ id, code, count, silent, expressions }) {
     const cell = new Cell(id)
     this.outlet.current = cell
-    this.outlet.send({ type: 'begun', id })
+    this.outlet.send({ type: 'begun' })
     try {
       const { value } = await this.run(cell, code, `cell-${count}.js`)
       if (value !== undefined && !silent) this.show({ type: 'execute_result', data: await this.bundle(cell, value), metadata: {} })

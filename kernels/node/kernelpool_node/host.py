@@ -117,7 +117,7 @@ class Host:
         elif self._since is None:
             self._since = monotonic()
         elif not self.patience:
-            self._hand_on()
+            self._hand_on(self._waiting[-1]["number"])
 
     def busy_seconds(self) -> float:
         """How long the thread that runs JavaScript was busy so far."""
@@ -128,7 +128,7 @@ class Host:
         return 0.0
 
     def stop_by_force(self) -> None:
-        """JavaScript that has not looked up since SIGINT is ended; `read` does the rest."""
+        """JavaScript that has not looked up since the interrupt is ended; `read` does the rest."""
         self._forces = self._listens = True
         if self._inspector is None and self._told is not None:
             self._open(self._told)
@@ -249,7 +249,7 @@ class Host:
     def _close(self) -> None:
         if self._inspector is not None:
             self._inspector.close()
-        self._inspector = self._told = None
+        self._inspector = None
 
     def _tell_bytes(self, name: str, data: bytes) -> None:
         self._tell(name, self._decoders[name].decode(data))

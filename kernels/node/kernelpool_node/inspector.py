@@ -17,7 +17,7 @@ NOISE = re.compile(
 LEAVING = "Waiting for the debugger"
 STARTS = ("Debugger ", "For help, see: ", LEAVING)
 """Of what is noise."""
-SECONDS = 3.0
+SECONDS = 1.0
 LONGEST = 1 << 16
 """Bytes of an answer."""
 

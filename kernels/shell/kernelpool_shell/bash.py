@@ -102,7 +102,7 @@ class Bash:
         self._writers = [ends[1] for ends in outputs.values()]
         self.died = os.pidfd_open(self._process.pid)
         """Readable once it has ended."""
-        for pipe in (*self._pipes.values(), self._told, self._prompt.fileno()):
+        for pipe in (*self._pipes.values(), self._told, self._ask, self._prompt.fileno()):
             os.set_blocking(pipe, False)
         for pipe in self._pipes.values():
             with suppress(OSError):  # more than an ordinary user may have
@@ -146,7 +146,7 @@ class Bash:
         self._write_asked()
 
     def _write_asked(self) -> None:
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, BlockingIOError):  # of a full pipe no more is needed
             os.write(self._ask, self._asked)
 
     def answer(self) -> str:
