@@ -108,12 +108,21 @@ class Client:
         return {**parts, "channel": wire.channel, "msg_type": parts["header"]["msg_type"], "buffers": wire.buffers}
 
     def until(self, kind: str, parent: str | None = None, **content: Any) -> Json:
-        """The next message of that type, with that parent and content if they are given."""
+        """The next message of that type and content; with a parent, one that came already will do as well.
+
+        The channels of a kernel keep no order among each other: a reply may overtake what it follows.
+        """
+
+        def fits(message: Json) -> bool:
+            has_content = all(message["content"].get(name) == value for name, value in content.items())
+            return message["msg_type"] == kind and has_content and parent in (None, parent_of(message))
+
+        for message in self.heard if parent is not None else ():
+            if fits(message):
+                return message
         deadline = time.monotonic() + SECONDS
         while time.monotonic() < deadline:
-            message = self.next()
-            fits = all(message["content"].get(name) == value for name, value in content.items())
-            if message["msg_type"] == kind and fits and (parent is None or parent_of(message) == parent):
+            if fits(message := self.next()):
                 return message
         raise TimeoutError(f"no {kind}")
 

@@ -330,7 +330,9 @@ def test_a_gateway_that_is_killed_costs_no_variable_and_no_message(make_gateway:
 
 def test_two_clients_see_all_and_each_gets_its_own_replies(server: Server, kernel: Json) -> None:
     with server.connected(kernel) as one, server.connected(kernel, legacy=True) as two:
-        first, second = one.execute("print('one')"), two.execute("print('two')")
+        first = one.execute("print('one')")
+        two.until("execute_input", first)
+        second = two.execute("print('two')")
         one.finish(first), two.finish(second)
         one.until("status", second, execution_state="idle")
 

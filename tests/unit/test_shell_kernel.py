@@ -457,6 +457,7 @@ def test_long_words_are_completed_in_no_time(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_comes_from_the_background_is_no_completion(fresh: Kernel) -> None:
     request = fresh.send("(until [ -e stop ]; do echo tick; done) &")
+    fresh.finish(request)
     fresh.wait_for_text(request, "tick")
 
     assert fresh.reply(fresh.client.complete("echo nothing_like_it"))["matches"] == []
