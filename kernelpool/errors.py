@@ -352,7 +352,11 @@ class StartFailed(Fault):
 
     code = "SandboxStartFailed"
     status = 503
-    remedy = "Run `kernelpool doctor` on the gateway's machine, with another --state-dir while the gateway runs."
+    remedy = "Run `kernelpool doctor` on the gateway's machine."
+
+
+class StateDirectoryInUse(StartFailed):
+    """Another gateway has it."""
 
 
 class PrepareFailed(Fault):

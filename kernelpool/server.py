@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from kernelpool.auth.pool_keys import PoolKeys
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
 from kernelpool.egress.doors import Doors
-from kernelpool.errors import StartFailed
+from kernelpool.errors import StartFailed, StateDirectoryInUse
 from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
 from kernelpool.management import Management
@@ -47,6 +47,7 @@ from kernelpool.network import LOOPBACK_HOSTS, WILDCARD_ADDRESSES
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
+from kernelpool.scratch import has_leftovers, in_scratch, scratch_folders
 from kernelpool.sources import Sources
 from kernelpool.telemetry import Telemetry
 from kernelpool.telemetry.audit import Audit, AuditLog, Unaudited
@@ -184,17 +185,45 @@ def _server(
 
 
 async def doctor(settings: Settings, say: Say) -> dict[str, list[Finding]]:
-    """What the sandboxes of each pool promise here, by the name of the pool. Raises `StartFailed` beside a gateway of
-    the same state directory."""
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(state_directory(settings.state_dir))
-        sources = await stack.enter_async_context(Sources(settings.state_dir, say, settings.backends))
-        pools = await _pools(settings, PoolStore(settings.state_dir), say)
-        return {name: list(await sources.check(pool)) for name, pool in pools.items()}
+    """What the sandboxes of each pool promise here, by the name of the pool, whether or not a gateway runs."""
+    pools = await _pools(settings, PoolStore(settings.state_dir), say)
+
+    async def check(settings: Settings) -> dict[str, list[Finding]]:
+        async with state_directory(settings.state_dir), Sources(settings.state_dir, say, settings.backends) as sources:
+            return {name: list(await sources.check(pool)) for name, pool in pools.items()}
+
+    return await in_scratch(settings, check)
+
+
+async def serve_command(
+    settings: Settings,
+    say: Say,
+    stop: Stop,
+    connect: Connect = connect,
+    announce: Callable[[str], None] | None = None,
+) -> None:
+    """As `serve`, beside whatever other gateways there are, for as long as a command needs one: it finds nothing of
+    those before it, and leaves nothing."""
+
+    async def begin(settings: Settings) -> None:
+        if await asyncio.to_thread(has_leftovers, settings.state_dir):
+            await _clear(settings, lambda text: None)
+        await serve(settings.model_copy(update={"stop_sessions": True}), say, stop, connect, announce)
+
+    await in_scratch(settings, begin)
 
 
 async def cleanup(settings: Settings, say: Say) -> int:
-    """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions. Returns how many."""
+    """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions; what commands left
+    that were killed, too. Returns how many."""
+    count = await _clear(settings, say)
+    for folder in await asyncio.to_thread(scratch_folders, settings.state_dir):
+        with suppress(StateDirectoryInUse):  # of a command that runs
+            count += await _clear(settings.model_copy(update={"state_dir": folder}), say)
+    return count
+
+
+async def _clear(settings: Settings, say: Say) -> int:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
         sources = await stack.enter_async_context(Sources(settings.state_dir, say, settings.backends))
@@ -243,7 +272,7 @@ def _lock(path: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(lock)
-        raise StartFailed(
+        raise StateDirectoryInUse(
             f"another gateway is using the state directory {path}; stop it, or give another --state-dir"
         ) from None
     return lock

@@ -123,6 +123,7 @@ def _pattern(path: str) -> re.Pattern[str]:
     return re.compile("".join(text + name for text, name in zip(texts, [*names, ""], strict=True)), re.IGNORECASE)
 
 
-def _specificity(path: str) -> tuple[int, int]:
-    """As the routes are ordered: the later the name of a file comes, the more special, and most without one."""
-    return -(path.find("{name}") % 10**6), -len(path)
+def _specificity(path: str) -> tuple[bool, int, int]:
+    """As the routes are ordered: the later the name of a file comes, the more special, and most without one; what is
+    forwarded comes last."""
+    return path.endswith("{tail}"), -(path.find("{name}") % 10**6), -len(path)

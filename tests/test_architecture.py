@@ -44,6 +44,7 @@ ROOMS = [
     "gateway",
     "sources",
     "management",
+    "scratch",
     "api",
     "server",
     "cli",

@@ -6,6 +6,7 @@ The policy is `bwrap_argv` and `seccomp`; this module starts it, keeps account o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,11 +24,11 @@ from kernelpool.backends.processes import Process
 from kernelpool.backends.records import Record, door_of
 from kernelpool.backends.sandboxed import BubblewrapSandbox, erase
 from kernelpool.backends.start import Shown, Start
-from kernelpool.backends.tree.build import Tree, build_tree, prune
+from kernelpool.backends.tree.build import Tree, build_tree, hold, prune
 from kernelpool.backends.tree.steps import in_thread
 from kernelpool.backends.uids import Uids
 from kernelpool.egress.doors import DoorKeeper
-from kernelpool.errors import InvalidRequest, StartFailed
+from kernelpool.errors import InvalidRequest, PrepareFailed, StartFailed
 from kernelpool.runtimes import Runtime
 from kernelpool.tasks import finish
 
@@ -36,6 +37,7 @@ __all__ = ["BubblewrapBackend", "BubblewrapSettings"]
 log = logging.getLogger(__name__)
 
 _UID_ATTEMPTS: Final = 20
+_TREE_ATTEMPTS: Final = 3
 
 TreeBuilder = Callable[[Runtime, Path, Say], Awaitable[Tree]]
 
@@ -59,6 +61,8 @@ class BubblewrapBackend:
         self._opened: Host | None = None
         self._uids = Uids(self._settings.first_uid, self._settings.last_uid) if os.geteuid() == 0 else None
         self._trees: dict[str, Shown] = {}
+        self._held: list[int] = []
+        """Descriptors: nobody prunes what we show."""
         self._tree_lock = asyncio.Lock()
         # Alive or being removed, by id; and ids that are being started.
         self._sandboxes: dict[str, BubblewrapSandbox] = {}
@@ -82,6 +86,9 @@ class BubblewrapBackend:
         for sandbox in list(self._sandboxes.values()):
             await sandbox.aclose()
         self._sandboxes.clear()
+        self._trees.clear()
+        while self._held:
+            os.close(self._held.pop())
         if self._opened:
             await in_thread(self._opened.close)
             self._opened = None
@@ -98,10 +105,18 @@ class BubblewrapBackend:
     async def _tree(self, runtime: Runtime, say: Say) -> Shown:
         async with self._tree_lock:
             if runtime.name not in self._trees:
-                tree = await self._build_tree(runtime, self._host.state.path, say)
+                tree = await self._held_tree(runtime, say)
                 entries = await in_thread(root_entries, tree.root, list(self._host.state.files()))
                 self._trees[runtime.name] = Shown(tree, entries)
             return self._trees[runtime.name]
+
+    async def _held_tree(self, runtime: Runtime, say: Say) -> Tree:
+        for _ in range(_TREE_ATTEMPTS):
+            tree = await self._build_tree(runtime, self._host.state.path, say)
+            with contextlib.suppress(FileNotFoundError):
+                self._held += await in_thread(hold, tree)
+                return tree
+        raise PrepareFailed(f"the {runtime.name} runtime is removed as soon as it is made: who does that?")
 
     async def check(self, spec: SandboxSpec) -> Sequence[Finding]:
         host = self._host

@@ -5,7 +5,7 @@ bin/             a copy of the bundled bwrap
 doors/<id>/      egress.sock, for the user of that sandbox; shown in it as /run/kp
 etc/             files that every sandbox is shown
 probe/           what the doctor shows a sandbox in the agent's place
-runtimes/        trees, see backends/tree
+runtimes/        trees, see backends/tree; a link to those of another state directory shares them
 sandboxes/<id>/  agent.sock and sandbox.json, for the gateway alone
 """
 

@@ -17,10 +17,9 @@ from rich.text import Text
 
 from kernelpool import server
 from kernelpool.backends.base import Say
-from kernelpool.client import Client, ClientError
-from kernelpool.client.profiles import Profile
+from kernelpool.client import Client
 from kernelpool.config import Settings
-from kernelpool.errors import InvalidRequest, StartFailed
+from kernelpool.errors import InvalidRequest
 from kernelpool.telemetry.logs import configure_logging
 
 UNLIMITED = math.inf
@@ -28,37 +27,37 @@ UNLIMITED = math.inf
 
 @contextmanager
 def embedded_client(context: click.Context, pool: str, timeout: float | None) -> Iterator[Client]:
-    """As `embedded_gateway`. Code may run as long as a session may live: whoever started it is here to end it."""
-    with embedded_gateway(context, pool, timeout or UNLIMITED) as gateway, Client(gateway.url, gateway.token) as client:
+    """Of a gateway on a free port of this machine, with the settings that `serve` would have. Without a timeout code
+    may run as long as a session may live: whoever started it is here to end it. Raises `KernelpoolError`."""
+    settings = embedded_settings(context, pool, timeout or UNLIMITED)
+    with _running(settings) as url, Client(url, token_of(settings)) as client:
         yield client
 
 
-@contextmanager
-def embedded_gateway(context: click.Context, pool: str, timeout: float | None = None) -> Iterator[Profile]:
-    """On a free port of this machine, with the settings that `serve` would have. Raises `KernelpoolError`."""
+def embedded_settings(context: click.Context, pool: str, timeout: float | None = None) -> Settings:
+    """Raises `KernelpoolError`."""
     config, common = context.find_root().obj
     configure_logging(common["log_level"] or "error")
-    settings = settings_for_one_run(Settings.load(config, os.environ, common), pool, timeout)
-    assert settings.token is not None  # made just now
-    with _running(settings) as url:
-        yield Profile(url, settings.token.get_secret_value())
+    return settings_for_one_run(Settings.load(config, os.environ, common), pool, timeout)
+
+
+def token_of(settings: Settings) -> str:
+    assert settings.token is not None  # made for this command
+    return settings.token.get_secret_value()
 
 
 def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -> Settings:
     """The sandboxes are the operator's, the surface is nobody's but ours, and nothing is kept warm, so that the first
-    code waits for a sandbox as long as one may take to start. Sessions last as long as the command does. With a
-    `timeout` code may run so long, though no longer than a session may live; else as long as the pool says. Raises
-    `InvalidRequest`."""
+    code waits for a sandbox as long as one may take to start. There is no other pool, and sessions last as long as the
+    command does. With a `timeout` code may run so long, though no longer than a session may live; else as long as the
+    pool says. Raises `InvalidRequest`."""
     if pool not in settings.pools:
         raise InvalidRequest(f"there is no pool {pool!r}, only {', '.join(settings.pools)}")
-    pools = {}
-    for name, wanted in settings.pools.items():
-        longest = None if timeout is None else wanted.max_alive if timeout == UNLIMITED else timeout
-        waits = max(wanted.allocation_timeout, wanted.start_timeout)
-        times = {} if longest is None else {"default_timeout": longest, "max_timeout": longest}
-        pools[name] = wanted.model_copy(
-            update={"ready": 0, "allocation_timeout": waits, "cooldown": wanted.max_alive, **times}
-        )
+    wanted = settings.pools[pool]
+    longest = None if timeout is None else wanted.max_alive if timeout == UNLIMITED else timeout
+    waits = max(wanted.allocation_timeout, wanted.start_timeout)
+    times = {} if longest is None else {"default_timeout": longest, "max_timeout": longest}
+    only = wanted.model_copy(update={"ready": 0, "allocation_timeout": waits, "cooldown": wanted.max_alive, **times})
     return Settings.model_validate(
         {
             "host": "127.0.0.1",
@@ -67,12 +66,12 @@ def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -
             "state_dir": settings.state_dir,
             "allow_insecure": settings.allow_insecure,
             "docker": settings.docker.model_dump(),
-            "pools": {name: each.model_dump() for name, each in pools.items()},
+            "pools": {pool: only.model_dump()},
         }
     )
 
 
-class _Stop(server.Stop):
+class CommandStop(server.Stop):
     def listen(self) -> None:
         """Signals are the command's."""
 
@@ -81,12 +80,12 @@ class _Stop(server.Stop):
 def _running(settings: Settings) -> Iterator[str]:
     """In a thread with an event loop of its own, so that the command can do as with any other gateway."""
     url: Future[str] = Future()
-    loop, stop = asyncio.new_event_loop(), _Stop()
+    loop, stop = asyncio.new_event_loop(), CommandStop()
     serving = loop.create_task(_serve(settings, stop, url))
     thread = threading.Thread(target=_loop_until, args=(loop, serving), name="gateway")
     thread.start()
     try:
-        yield _known(url)
+        yield url.result()
         loop.call_soon_threadsafe(stop)
     except BaseException:
         # Before it serves there is nothing to drain, and after a failure nobody to wait for.
@@ -95,17 +94,6 @@ def _running(settings: Settings) -> Iterator[str]:
     finally:
         thread.join()
         loop.close()
-
-
-def _known(url: Future[str]) -> str:
-    """Raises what kept the gateway from serving, with a way out where there is one."""
-    try:
-        return url.result()
-    except StartFailed as error:
-        if "another gateway" not in error.message:
-            raise
-        remedy = "Or name it with --url and --token."
-        raise ClientError(error.message, code=error.code, remedy=remedy) from error
 
 
 async def _serve(settings: Settings, stop: server.Stop, url: Future[str]) -> None:
@@ -117,7 +105,9 @@ async def _serve(settings: Settings, stop: server.Stop, url: Future[str]) -> Non
                 stack.close()  # from now on it is the code's output that is looked at
                 url.set_result(address)
 
-            await server.serve(settings, lambda text: None if url.done() else say(text), stop, announce=announce)
+            await server.serve_command(
+                settings, lambda text: None if url.done() else say(text), stop, announce=announce
+            )
     except BaseException as error:
         if not url.done():
             url.set_exception(error)

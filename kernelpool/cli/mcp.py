@@ -10,8 +10,8 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -19,6 +19,7 @@ import click
 
 from kernelpool.cli.remote import Remote, pool_option, remote_command
 from kernelpool.client import Client
+from kernelpool.client.calls import new_identifier
 from kernelpool.client.profiles import Profile
 from kernelpool.errors import McpNotInstalled
 
@@ -46,13 +47,10 @@ def mcp(context: click.Context, remote: Remote, identifier: str | None, pool: st
     {"mcpServers": {"python": {"command": "kernelpool", "args": ["mcp"]}}}
     """
     bridge = _bridge()
-    with (
-        _gateway(context, remote, pool) as gateway,
-        Client(gateway.url, gateway.token) as client,
-        client.pool(pool).session(identifier) as session,
-    ):
-        client.pool(pool).info()  # raises what is wrong with URL, token or name, before a host is told anything
-        asyncio.run(_serve(bridge, gateway, pool, session.identifier))
+    if remote.is_named():
+        _serve_remote(bridge, remote.resolve(), pool, identifier)
+    else:
+        asyncio.run(_until_signalled(_serve_alone(bridge, context, pool, identifier or new_identifier())))
 
 
 def _bridge() -> Any:
@@ -64,22 +62,53 @@ def _bridge() -> Any:
     return mcp_bridge
 
 
-@contextmanager
-def _gateway(context: click.Context, remote: Remote, pool: str) -> Iterator[Profile]:
-    if remote.is_named():
-        yield remote.resolve()
-    else:
-        from kernelpool.cli.embedded import embedded_gateway  # noqa: PLC0415 - takes a second to load
-
-        with embedded_gateway(context, pool) as gateway:
-            yield gateway
+def _serve_remote(bridge: Any, gateway: Profile, pool: str, identifier: str | None) -> None:
+    with Client(gateway.url, gateway.token) as client, client.pool(pool).session(identifier) as session:
+        client.pool(pool).info()  # raises what is wrong with URL, token or name, before a host is told anything
+        endpoint = _endpoint(gateway.url, gateway.token, pool, session.identifier)
+        asyncio.run(_until_signalled(bridge.serve(endpoint, _lines())))
 
 
-async def _serve(bridge: Any, gateway: Profile, pool: str, identifier: str) -> None:
-    """Until stdin ends, or somebody ends the command."""
+async def _serve_alone(bridge: Any, context: click.Context, pool: str, identifier: str) -> None:
+    """With a gateway on the same event loop, which may have to make first what sandboxes see: a host is answered
+    meanwhile."""
+    from kernelpool import server  # noqa: PLC0415 - takes a second to load
+    from kernelpool.cli.embedded import CommandStop, embedded_settings, token_of  # noqa: PLC0415
+    from kernelpool.runtimes import load_runtimes  # noqa: PLC0415
+
+    settings, stop = embedded_settings(context, pool), CommandStop()
+    wanted = settings.pools[pool]
+    runtime = load_runtimes().get(wanted.runtime)  # a pool of none is refused by the gateway
+    starting = bridge.Starting(runtime.language if runtime else "", reaches_out=bool(wanted.egress))
+
+    def say(text: str) -> None:
+        starting.saying = text.strip()
+
+    def announce(url: str) -> None:
+        starting.endpoint.set_result(_endpoint(url, token_of(settings), pool, identifier))
+
+    serving = asyncio.create_task(server.serve_command(settings, say, stop, announce=announce))
+    speaking = asyncio.create_task(bridge.serve_early(starting, _lines()))
+    try:
+        await asyncio.wait((serving, speaking), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        speaking.cancel()
+        await asyncio.wait((speaking,))
+        stop() if starting.endpoint.done() else serving.cancel()
+        await asyncio.wait((serving,))
+    for task in (serving, speaking):
+        if not task.cancelled():
+            task.result()
+
+
+def _endpoint(url: str, token: str, pool: str, identifier: str) -> Profile:
     query = urlencode({"identifier": identifier})
-    endpoint = f"{gateway.url.rstrip('/')}/pools/{quote(pool, safe='')}/mcp?{query}"
-    serving = asyncio.create_task(bridge.serve(endpoint, gateway.token, _lines()))
+    return Profile(f"{url.rstrip('/')}/pools/{quote(pool, safe='')}/mcp?{query}", token)
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Until it is over, because stdin ends, or somebody ends the command."""
+    serving = asyncio.create_task(work)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)

@@ -253,6 +253,12 @@ async def test_a_body_has_the_limit_of_all_bodies(api: Api) -> None:
     body = io.BytesIO(json.dumps(call_of("run_code", code="#" * (2 << 20))).encode())
     async with api.request("POST", "/mcp", data=body, headers={"Content-Type": "application/json"}) as response:
         assert response.status == 413
+        error = (await response.json())["error"]
+
+    assert error["code"] == -32600
+    assert "larger than 1048576 bytes" in error["message"]
+    assert error["message"].endswith(error["data"]["remedy"])
+    assert error["data"]["code"] == response.headers["x-ms-error-code"]
 
 
 async def test_a_gateway_without_the_extra_says_what_to_install(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,8 +272,9 @@ async def test_a_gateway_without_the_extra_says_what_to_install(api: Api, monkey
 
     error = await api.json("POST", "/mcp", status=501, json={"jsonrpc": "2.0", "id": 1, "method": "ping"})
 
-    assert error["error"]["code"] == "McpNotInstalled"
-    assert "kernelpool[mcp]" in error["error"]["remedy"]
+    assert (error["jsonrpc"], error["id"], error["error"]["code"]) == ("2.0", None, -32603)
+    assert error["error"]["data"]["code"] == "McpNotInstalled"
+    assert "kernelpool[mcp]" in error["error"]["message"]
 
 
 # --- sessions
@@ -767,7 +774,7 @@ async def test_settings_in_azures_words_turn_keys_and_server_off(api: Api) -> No
     assert await with_key(api, key) == 401
     async with Mcp(api).send({"jsonrpc": "2.0", "id": 1, "method": "ping"}) as response:
         assert response.status == 400
-        assert (await response.json())["error"]["code"] == "SessionMCPServerNotEnabled"
+        assert (await response.json())["error"]["data"]["code"] == "SessionMCPServerNotEnabled"
 
     await arm(api, "PATCH", body=settings(isMCPServerEnabled=True))
     assert await with_key(api, key) == 200

@@ -132,3 +132,12 @@ async def test_a_session_is_the_same_after_a_restart_of_the_gateway(tmp_path: Pa
                 names.append((await client.call_tool("run_code", {"code": "1"})).structured_content["session"])
 
     assert names[0] == names[1]
+
+
+@each_era
+async def test_it_says_why_a_request_was_refused(api: Api, mode: Mode, version: str) -> None:
+    async with client_of(api, mode) as client:
+        with pytest.raises(MCPError, match=r"^body of \d+ bytes is larger than \d+ bytes\. Send less at once"):
+            await client.call_tool("run_code", {"code": "#" * (2 << 20)})
+
+        assert text_of(await client.call_tool("run_code", {"code": "6 * 7"})) == "42"

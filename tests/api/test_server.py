@@ -6,14 +6,14 @@ import asyncio
 import re
 import shutil
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from kernelpool import backends, server
+from kernelpool import backends, scratch, server
 from kernelpool.auth.initial import TOKEN_FILE
 from kernelpool.backends.base import Finding, SandboxSpec
 from kernelpool.config import Settings
@@ -90,7 +90,7 @@ class Running:
 
 
 @asynccontextmanager
-async def gateway_of(settings: Settings) -> AsyncIterator[Running]:
+async def gateway_of(settings: Settings, serve: Any = server.serve) -> AsyncIterator[Running]:
     said: list[str] = []
     greeted = asyncio.Event()
 
@@ -100,7 +100,7 @@ async def gateway_of(settings: Settings) -> AsyncIterator[Running]:
             greeted.set()
 
     stop = server.Stop()
-    task = asyncio.create_task(server.serve(settings, say, stop, lambda sandbox: FakeBackend().connect(sandbox)))
+    task = asyncio.create_task(serve(settings, say, stop, lambda sandbox: FakeBackend().connect(sandbox)))
     try:
         waiting = asyncio.create_task(greeted.wait())
         await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED, timeout=20)
@@ -290,6 +290,56 @@ async def test_cleanup_destroys_what_a_gateway_left(tmp_path: Path) -> None:
     assert list((tmp_path / "sessions").iterdir()) == []
 
 
+async def test_a_command_has_a_gateway_beside_another_one_and_leaves_nothing(tmp_path: Path) -> None:
+    async with gateway_of(settings_of(tmp_path)), AsyncExitStack() as stack:
+        for folder in ("1", "2"):
+            await stack.enter_async_context(gateway_of(settings_of(tmp_path, token=TOKEN), server.serve_command))
+            assert WORLD[tmp_path / "scratch" / folder / "kept"]
+
+    assert [WORLD[tmp_path / "scratch" / folder / "kept"] for folder in ("1", "2")] == [{}, {}]
+
+
+async def left_by_a_command(settings: Settings) -> dict[str, FakeSandbox]:
+    """As by one that was killed."""
+    folder = settings.state_dir / "scratch/1"
+    async with gateway_of(settings.model_copy(update={"state_dir": folder})) as running:
+        await running.run("x = 41")
+        await running.finish()
+    assert WORLD[folder / "kept"]
+    return WORLD[folder / "kept"]
+
+
+async def test_a_command_finds_nothing_of_one_that_was_killed(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, token=TOKEN)
+    sandboxes = await left_by_a_command(settings)
+    old = set(sandboxes)
+
+    async with gateway_of(settings, server.serve_command):
+        assert sandboxes
+        assert old.isdisjoint(sandboxes)
+
+    assert sandboxes == {}
+
+
+async def test_cleanup_destroys_what_a_command_left_that_was_killed(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, token=TOKEN)
+    sandboxes = await left_by_a_command(settings)
+
+    async with gateway_of(settings.model_copy(update={"state_dir": tmp_path / "scratch/2"})):  # one that runs
+        await server.cleanup(settings, lambda line: None)
+        assert WORLD[tmp_path / "scratch/2/kept"]
+
+    assert sandboxes == {}
+
+
+async def test_commands_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scratch, "MOST", 1)
+    async with gateway_of(settings_of(tmp_path), server.serve_command):
+        with pytest.raises(StartFailed, match="1 other commands"):
+            async with gateway_of(settings_of(tmp_path), server.serve_command):
+                pass
+
+
 @pytest.mark.parametrize(
     ("more", "warns"),
     [({"host": "0.0.0.0"}, True), ({}, False), ({"host": "0.0.0.0", "trusted_proxies": ["10.0.0.1"]}, False)],
@@ -299,8 +349,9 @@ async def test_tokens_in_the_clear_are_warned_of(tmp_path: Path, more: dict[str,
         assert any("in the clear" in line for line in running.said) == warns
 
 
-async def test_the_doctor_reports_each_pool(tmp_path: Path) -> None:
-    findings = await server.doctor(settings_of(tmp_path, "leaky"), lambda line: None)
+async def test_the_doctor_reports_each_pool_also_beside_a_gateway(tmp_path: Path) -> None:
+    async with gateway_of(settings_of(tmp_path)):
+        findings = await server.doctor(settings_of(tmp_path, "leaky"), lambda line: None)
 
     assert [finding.name for finding in findings["python"]] == ["network", "version"]
     assert describe(findings["python"][0]) == ("network: DOES NOT HOLD (seen the host's, wanted none)\n    Close it.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, ImageContent, TextContent
 
 from tests.e2e.conftest import Make
-from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, Session, lend_trees, state_of, until
+from tests.e2e.gateways import SECONDS, STATE, TOKEN, Gateway, Session, lend_trees, state_of, trees_of, until
 from tests.extra import extra
 from tests.npm import npm_folder
 
@@ -218,9 +219,47 @@ async def test_a_host_needs_no_gateway(gateway: Gateway, tmp_path: Path) -> None
             ran = await client.call_tool("run_code", {"code": "6 * 7"})
 
         assert text_of(ran) == "42"
-        assert [*state.glob("sessions/*.json"), *state.glob("*/sandboxes/*")] == []
+        assert [*state.glob("**/sessions/*.json"), *state.glob("**/sandboxes/*")] == []
     finally:
         shutil.rmtree(state)
+
+
+async def test_a_host_is_answered_before_there_is_a_sandbox(gateway: Gateway, tmp_path: Path) -> None:
+    """`gateway` has made what sandboxes see; here it seems to be made still, by somebody else."""
+    state = state_of(uuid.uuid4().hex[:8])
+    shelf = state / "bubblewrap" / "runtimes"
+    shelf.mkdir(parents=True)
+    for folder in (state, shelf.parent, shelf):
+        folder.chmod(0o711)
+    heard: list[str | None] = []
+    waits = asyncio.Event()
+
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        heard.append(message)
+        waits.set()
+
+    try:
+        with (shelf / ".lock").open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            async with Client(parameters(tmp_path, "--state-dir", str(state), "mcp"), mode="legacy") as client:
+                tools = (await client.list_tools()).tools
+                resources = (await client.list_resources()).resources
+                call = asyncio.create_task(client.call_tool("run_code", {"code": "6 * 7"}, progress_callback=hear))
+                await asyncio.wait_for(waits.wait(), SECONDS)
+                for folder in (trees_of("python") / "runtimes").iterdir():
+                    if not folder.name.startswith("."):
+                        (shelf / folder.name).symlink_to(folder)
+                fcntl.flock(other, fcntl.LOCK_UN)
+                ran = await call
+                files = await client.list_resource_templates()
+    finally:
+        shutil.rmtree(state)
+
+    assert {"run_code", "launchPythonEnvironment"} <= {tool.name for tool in tools}
+    assert resources == []
+    assert heard[0] == "waiting for another gateway that is preparing runtimes"
+    assert text_of(ran) == "42"
+    assert len(files.resource_templates) == 2
 
 
 def test_a_signal_ends_it_and_its_session(gateway: Gateway, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 import kernelpool
-from kernelpool.backends.tree.build import Tree, build_tree, prune
+from kernelpool.backends.bwrap_binary import find_bwrap
+from kernelpool.backends.tree.build import Tree, build_tree, hold, prune
 from kernelpool.backends.tree.hostfiles import settle_modes
 from kernelpool.backends.tree.packages import pip_environment
 from kernelpool.errors import PrepareFailed
@@ -63,17 +64,17 @@ def state() -> Iterator[Path]:
 
 def run(tree: Tree, *argv: str, **environment: str) -> str:
     """In a sandbox with nothing but the tree, as an unprivileged uid whatever the tests run as."""
-    bwrap = shutil.which("bwrap") or pytest.skip("no bwrap here")
+    bwrap = find_bwrap(tree.root.parents[2])
     options = ["--unshare-all", "--uid", "65532", "--gid", "65532", "--proc", "/proc", "--dev", "/dev"]
     options += ["--tmpfs", "/tmp", "--tmpfs", "/mnt/data"]
     binds = ["--ro-bind", str(tree.root), "/", "--ro-bind", str(tree.program), "/opt/kernelpool"]
     settings = [word for name, value in environment.items() for word in ("--setenv", name, value)]
     identity = {"user": SANDBOX_UID, "group": SANDBOX_UID, "extra_groups": []} if os.getuid() == 0 else {}
     answer = subprocess.run(
-        [bwrap, *binds, *options, *settings, "--chdir", "/", "--", *argv],
+        [bwrap.path, *bwrap.arguments, *binds, *options, *settings, "--chdir", "/", "--", *argv],
         **identity,  # type: ignore[call-overload]
         env={},
-        cwd="/",
+        cwd=bwrap.cwd,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -325,6 +326,40 @@ async def test_pruning_keeps_what_is_named(tree: Tree) -> None:
     assert not old[1].exists()
     assert tree.root.is_dir()
     assert tree.program.is_dir()
+
+
+async def test_pruning_leaves_what_another_gateway_holds(tree: Tree) -> None:
+    state = tree.root.parents[2]
+    old = state / "runtimes/tiny-ba9876543210"
+    (old / "root").mkdir(parents=True)
+    held = await asyncio.to_thread(hold, Tree(old / "root", tree.program, tree.metadata))
+
+    await prune(state, {tree.root, tree.program})
+    assert old.exists()
+
+    for descriptor in held:
+        os.close(descriptor)
+    await prune(state, {tree.root, tree.program})
+    assert not old.exists()
+
+
+async def test_a_tree_that_was_pruned_meanwhile_cannot_be_held(tree: Tree) -> None:
+    gone = Tree(tree.root.parents[1] / "tiny-gone" / "root", tree.program, tree.metadata)
+
+    with pytest.raises(FileNotFoundError):
+        await asyncio.to_thread(hold, gone)
+
+
+async def test_who_borrows_trees_prunes_none(tree: Tree, tmp_path: Path) -> None:
+    shelf = tree.root.parents[1]
+    old = shelf / "tiny-ba9876543210"
+    (old / "root").mkdir(parents=True)
+    (tmp_path / "runtimes").symlink_to(shelf)
+
+    await prune(tmp_path, {tree.root, tree.program})
+
+    assert old.exists()
+    shutil.rmtree(old)
 
 
 def test_pip_sees_the_users_settings_but_no_python_of_theirs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ SESSION = "Mcp-Session-Id"
 VERSION = "Mcp-Protocol-Version"
 API_KEY = "x-ms-apikey"
 REQUEST_CANCELLED = -32800
+INVALID_REQUEST, INTERNAL_ERROR = -32600, -32603
+"""As the SDK has them, which need not be there."""
 
 
 class McpHandler(ApiHandler):
@@ -141,6 +143,16 @@ class McpHandler(ApiHandler):
 
     def refuse_message(self, status: int, code: int, text: str, id: str | int | None = None) -> None:
         self.answer({"jsonrpc": "2.0", "id": id, "error": {"code": code, "message": text}}, status)
+
+    def envelope(self, code: str, message: str, remedy: str | None) -> dict[str, Any]:
+        """As an error of JSON-RPC, the only one whose words the SDKs show; but who may not is told so as everywhere."""
+        whole = super().envelope(code, message, remedy)
+        status = self.get_status()
+        if status in (401, 403):
+            return whole
+        number = INTERNAL_ERROR if status == 429 or status >= 500 else INVALID_REQUEST
+        words = f"{message.rstrip('.')}. {remedy}" if remedy else message
+        return {"jsonrpc": "2.0", "id": None, "error": {"code": number, "message": words, "data": whole["error"]}}
 
     async def push(self, data: bytes = b"") -> None:
         """One at a time: Tornado forgets about a write that another one overtakes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from kernelpool import __version__
@@ -30,6 +31,8 @@ def make_document(surfaces: Sequence[Surface]) -> Json:
             if method in ("POST", "PUT", "PATCH"):
                 operation = replace(operation, errors=(*operation.errors, *SENDING))
             item[method.lower()] = _operation(tag, operation, answers)
+    shared = {component(status): error for status, error in answers.items()}
+    used = json.dumps(paths)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -47,7 +50,7 @@ def make_document(surfaces: Sequence[Surface]) -> Json:
             | error_schemas(),
             "parameters": PARAMETERS | PATH_PARAMETERS,
             "headers": HEADERS,
-            "responses": {component(status): error for status, error in answers.items()},
+            "responses": {name: error for name, error in shared.items() if f'/{name}"' in used},
         },
     }
 
@@ -57,8 +60,8 @@ def _path_item(path: str) -> Json:
     return {"parameters": [ref(name, "parameters") for name in names]} if names else {}
 
 
-def _operation(tag: str, operation: Operation, known_errors: Collection[int]) -> Json:
-    errors = {*(OPEN if operation.is_open else EVERYWHERE), *operation.errors} & {*known_errors}
+def _operation(tag: str, operation: Operation, known: Mapping[int, Json]) -> Json:
+    errors = {*(OPEN if operation.is_open else EVERYWHERE), *operation.errors} & {*known}
     return {
         "operationId": operation.id,
         "summary": operation.summary,
@@ -69,9 +72,15 @@ def _operation(tag: str, operation: Operation, known_errors: Collection[int]) ->
         **({"requestBody": operation.body} if operation.body else {}),
         "responses": {
             **{str(status): answer for status, answer in operation.answers.items()},
-            **{str(status): ref(component(status), "responses") for status in sorted(errors - set(operation.answers))},
+            **{str(status): _error(status, operation, known) for status in sorted(errors - set(operation.answers))},
         },
     }
+
+
+def _error(status: int, operation: Operation, known: Mapping[int, Json]) -> Json:
+    if operation.fault is None or status in (401, 403):
+        return ref(component(status), "responses")
+    return {**known[status], "content": {"application/json": {"schema": operation.fault}}}
 
 
 def _tags(surfaces: Sequence[Surface]) -> list[Mapping[str, str]]:

@@ -19,7 +19,9 @@ from kernelpool.api.openapi.operation import (
 _ID: Json = {"type": ["string", "integer", "null"]}
 _SESSION = header("The MCP session that `initialize` has opened; later requests may name it.")
 _JSON = "application/json"
-_REFUSED = {_JSON: {"schema": {"anyOf": [ref("Error"), ref("McpError")]}}}
+_FAULT: Json = {"anyOf": [ref("McpError"), ref("Error")]}
+"""The latter for what is refused before it is known where it goes."""
+_REFUSED = {_JSON: {"schema": _FAULT}}
 _STREAM = {"schema": text("Each `data:` is a message; the last one is the answer.")}
 _EXAMPLE = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 
@@ -53,14 +55,16 @@ SURFACE = Surface(
                     406: answer("A client of a new revision that takes no JSON, or no stream."),
                 },
                 parameters=_PARAMETERS,
-                body={"required": True, "content": {_JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}}},
                 errors=(501,),
+                fault=_FAULT,
+                body={"required": True, "content": {_JSON: {"schema": {"type": "object"}, "example": _EXAMPLE}}},
             ),
             f"DELETE {POOL}/mcp": Operation(
                 "endMcpSession",
                 "End an MCP session",
                 {204: answer("It is over, and so is the code session behind it.")},
                 parameters=_PARAMETERS,
+                fault=_FAULT,
             ),
         }
     ),

@@ -36,6 +36,8 @@ class Operation:
     """A Request Body Object."""
     errors: Collection[int] = ()
     """Statuses from 400 on, beside those that everybody may meet."""
+    fault: Json | None = None
+    """A schema, where errors look otherwise than everywhere; but not 401 and 403."""
     is_open: bool = False
     """Needs no token."""
 

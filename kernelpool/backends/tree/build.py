@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
 import sysconfig
@@ -147,9 +150,29 @@ def _read_metadata(runtime: Runtime, folder: Path) -> RuntimeMetadata:
         return metadata
 
 
+def hold(tree: Tree) -> list[int]:
+    """Descriptors that keep the tree from being pruned until they are closed, also by another gateway. Raises
+    `FileNotFoundError` when one was quicker. Blocks for moments."""
+    held: list[int] = []
+    try:
+        for folder in (tree.root.parent, tree.program):
+            held.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            fcntl.flock(held[-1], fcntl.LOCK_SH)
+            if not os.path.samestat(os.fstat(held[-1]), folder.stat()):
+                raise FileNotFoundError(folder)
+    except BaseException:
+        for descriptor in held:
+            os.close(descriptor)
+        raise
+    return held
+
+
 async def prune(state: Path, keep: Collection[Path]) -> None:
-    """Removes every root and program but those in `keep`: the `Tree.root` and `Tree.program` of the runtimes that are
-    served now, and of every sandbox that is alive."""
+    """Removes every root and program but those that somebody holds, and those in `keep`: the `Tree.root` and
+    `Tree.program` of the runtimes that are served now, and of every sandbox that is alive. A directory that only
+    borrows the trees of another one leaves them alone: of the sandboxes there it knows nothing."""
+    if await in_thread((state / "runtimes").is_symlink):
+        return
     shelf = await in_thread(_shelf, state)
     if await in_thread(shelf.is_dir):
         async with exclusive(shelf, lambda text: None):
@@ -159,6 +182,15 @@ async def prune(state: Path, keep: Collection[Path]) -> None:
 def _prune(shelf: Path, keep: frozenset[Path]) -> None:
     for folder in shelf.iterdir():
         if folder.is_dir() and not folder.name.startswith(PART_PREFIX) and keep.isdisjoint((folder, folder / "root")):
-            # Out of sight first: half a tree must never be taken for a whole one.
-            doomed = folder.rename(shelf / f"{PART_PREFIX}{folder.name}")
-            shutil.rmtree(doomed, ignore_errors=True)
+            with contextlib.suppress(BlockingIOError):
+                shutil.rmtree(_out_of_sight(folder), ignore_errors=True)
+
+
+def _out_of_sight(folder: Path) -> Path:
+    """First: half a tree must never be taken for a whole one. Raises `BlockingIOError` when somebody holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return folder.rename(folder.with_name(f"{PART_PREFIX}{folder.name}"))
+    finally:
+        os.close(descriptor)
