@@ -45,7 +45,7 @@ RUN python3 -m kernelpool.backends.tree.image packages ${RUNTIME} /packages
 FROM packages AS program
 ARG RUNTIME
 ARG SOURCE_DATE_EPOCH
-COPY kernelpool/wire.py kernelpool/
+COPY kernelpool/children.py kernelpool/wire.py kernelpool/
 COPY kernelpool/protocol kernelpool/protocol/
 COPY kernelpool/agent kernelpool/agent/
 COPY kernels/${RUNTIME} kernels/${RUNTIME}/

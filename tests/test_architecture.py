@@ -18,6 +18,7 @@ ROOMS = [
     "client",
     "runtimes",
     "tasks",
+    "children",
     "sentences",
     "telemetry",
     "egress",
@@ -75,7 +76,7 @@ RESERVED = {
 }
 
 # The agent runs in the sandbox, where only these are.
-IN_THE_SANDBOX = {"agent", "wire", "protocol", "models", "errors"}
+IN_THE_SANDBOX = {"agent", "children", "wire", "protocol", "models", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Parsed before any test runs: CPython 3.11 fails to when the garbage of other tests is collected meanwhile.

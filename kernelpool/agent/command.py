@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelpool.agent.process import environment, make_first_victim
+from kernelpool.children import end_of
 from kernelpool.models import AgentConfig, Command
 
 SHELL = ("/bin/bash", "-lc")
@@ -26,6 +27,7 @@ END_OF_INPUT = b"\x04"
 ROUNDS = 5
 """Of SIGKILL to all that there is, should it start more meanwhile."""
 ROUND_SECONDS = 1.0
+POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class CommandProcess:
         self._popen = popen
         self.died: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Done with the return code (negative: a signal's number)."""
-        self._pidfd = os.pidfd_open(popen.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        self._end = end_of(popen.pid)
+        asyncio.get_running_loop().add_reader(self._end, self._reap)
         self._sessions = {popen.pid}
         """Its own, and those that what it started has made."""
 
@@ -84,8 +86,8 @@ class CommandProcess:
         return found
 
     def _reap(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        asyncio.get_running_loop().remove_reader(self._end)
+        os.close(self._end)
         if not self.died.done():
             self.died.set_result(self._popen.wait())
 
@@ -140,9 +142,9 @@ def _with_pipes(argv: Sequence[str], stdin: bytes, config: AgentConfig) -> Start
             stderr=ends[1],
             start_new_session=True,
         )
+        process = _watched(popen)
         on_failure.pop_all()
-    make_first_victim(popen.pid)
-    return Started(CommandProcess(popen), streams)
+    return Started(process, streams)
 
 
 def _in_terminal(argv: Sequence[str], typed: bytes, config: AgentConfig) -> Started:
@@ -161,10 +163,21 @@ def _in_terminal(argv: Sequence[str], typed: bytes, config: AgentConfig) -> Star
             )
         finally:
             os.close(terminal)
+        process = _watched(popen)
         on_failure.pop_all()
-    make_first_victim(popen.pid)
     os.write(screen, typed + (b"\n" if typed and not typed.endswith(b"\n") else b"") + END_OF_INPUT)
-    return Started(CommandProcess(popen), {"stdout": screen})
+    return Started(process, {"stdout": screen})
+
+
+def _watched(popen: subprocess.Popen[bytes]) -> CommandProcess:
+    """Raises `OSError`, and then nothing runs."""
+    make_first_victim(popen.pid)
+    try:
+        return CommandProcess(popen)
+    except OSError:
+        popen.kill()
+        popen.wait()
+        raise
 
 
 def _set_up(terminal: int) -> None:
@@ -178,12 +191,18 @@ def _set_up(terminal: int) -> None:
 def _processes() -> Iterator[tuple[int, tuple[int, int]]]:
     """Each that we can see and that lives: its parent and its session."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                stat = (entry / "stat").read_bytes()
-                state, parent, _, session = stat[stat.rindex(b")") + 2 :].split()[:4]
-                if state not in (b"Z", b"X"):
-                    yield int(entry.name), (int(parent), int(session))
+        if entry.name.isdecimal() and (life := _life(entry)):
+            yield int(entry.name), life
+
+
+def _life(entry: Path) -> tuple[int, int] | None:
+    """Parent and session of the process there, if one lives."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        stat = (entry / "stat").read_bytes()
+        state, parent, _, session = stat[stat.rindex(b")") + 2 :].split()[:4]
+        if state not in (b"Z", b"X"):
+            return int(parent), int(session)
+    return None
 
 
 async def _gone(pids: Iterable[int], timeout: float) -> None:
@@ -192,14 +211,25 @@ async def _gone(pids: Iterable[int], timeout: float) -> None:
     with contextlib.ExitStack() as stack:
         ends: list[asyncio.Future[None]] = []
         for pid in pids:
-            with contextlib.suppress(OSError):
+            try:
                 descriptor = os.pidfd_open(pid)
-                stack.callback(os.close, descriptor)
-                ends.append(loop.create_future())
-                loop.add_reader(descriptor, _once(ends[-1]))
-                stack.callback(loop.remove_reader, descriptor)
+            except ProcessLookupError:
+                continue
+            except OSError:  # no room for it, or a kernel that has none, as gVisor's; these are no children of ours
+                ends.append(asyncio.ensure_future(_gone_one(pid)))
+                stack.callback(ends[-1].cancel)
+                continue
+            stack.callback(os.close, descriptor)
+            ends.append(loop.create_future())
+            loop.add_reader(descriptor, _once(ends[-1]))
+            stack.callback(loop.remove_reader, descriptor)
         if ends:
             await asyncio.wait(ends, timeout=timeout)
+
+
+async def _gone_one(pid: int) -> None:
+    while _life(Path("/proc", str(pid))) is not None:  # noqa: ASYNC110 - of somebody else's child nobody tells
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def _once(future: asyncio.Future[None]) -> Callable[[], None]:

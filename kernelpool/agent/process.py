@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kernelpool.agent import forwarder
+from kernelpool.children import end_of
 from kernelpool.models import AgentConfig
 
 # How the ipc "ports" of a kernel are numbered in its connection file, and so in the names of its sockets.
@@ -59,8 +60,8 @@ class KernelProcess:
         self._popen = popen
         self._folder = folder
         self._died: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._pidfd = os.pidfd_open(popen.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+        self._end = end_of(popen.pid)
+        asyncio.get_running_loop().add_reader(self._end, self._reap)
 
     @property
     def died(self) -> asyncio.Future[int]:
@@ -89,8 +90,8 @@ class KernelProcess:
                 os.killpg(self.pid, number)
 
     def _reap(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
-        os.close(self._pidfd)
+        asyncio.get_running_loop().remove_reader(self._end)
+        os.close(self._end)
         code = self._popen.wait()
         with contextlib.suppress(ProcessLookupError):  # what it left behind in its group must not outlive it
             os.killpg(self.pid, signal.SIGKILL)
@@ -125,7 +126,12 @@ def start_kernel(config: AgentConfig) -> KernelProcess:
         close_fds=True,
     )
     make_first_victim(popen.pid)
-    return KernelProcess(popen, connection, folder)
+    try:
+        return KernelProcess(popen, connection, folder)
+    except OSError:
+        popen.kill()
+        popen.wait()
+        raise
 
 
 def environment(config: AgentConfig) -> dict[str, str]:

@@ -24,7 +24,7 @@ class BubblewrapSettings:
     first_uid: int = 70_000
     """As root: the first of the host's user ids that sandboxes get, one each. No account may have them."""
     last_uid: int = 79_999
-    """The last one. Gateways on one machine with different state directories need ranges of their own."""
+    """The last one. Gateways on one machine may have the same range: an id with processes is passed over."""
     shm: int = 64 << 20
     """Size of /dev/shm, in bytes; it counts towards the sandbox's memory."""
     start_timeout: float = 30.0

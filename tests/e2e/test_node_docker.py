@@ -1,4 +1,4 @@
-"""JavaScript sessions on Docker: the same tests, on a pool with `backend = "docker"`.
+"""JavaScript sessions on Docker: the same tests, on a pool with `backend = "docker"`, and on gVisor.
 
 Its image takes minutes, and what it has of its own is little: they run where `KPTEST=all` asks for them.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.contract.sandboxes import missing_engine
 from tests.e2e.gateways import Gateway, state_of
 from tests.e2e.test_node import (  # noqa: F401 - to be collected once more
     same_session,
@@ -35,11 +36,21 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+@pytest.fixture(scope="module", params=["runc", "runsc"])
+def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    if request.param == "runsc" and (why := missing_engine("gvisor")):
+        pytest.skip(why)
     image_of("node")
     folder = tmp_path_factory.mktemp("node-docker")
-    gateway = Gateway(folder, state=state_of("node-docker"), runtime="node", backend="docker", ready=1, max_sessions=8)
+    gateway = Gateway(
+        folder,
+        state=state_of("node-docker"),
+        runtime="node",
+        backend="docker",
+        oci_runtime=request.param,
+        ready=1,
+        max_sessions=8,
+    )
     gateway.start()
     yield gateway
     gateway.stop()

@@ -26,7 +26,7 @@ _RUNTIME: Final = (
     *("kernelpool/backends/__init__.py", "kernelpool/backends/base.py"),
     *("kernelpool/backends/container.py", "kernelpool/backends/tree"),
     *("kernelpool/egress/__init__.py", "kernelpool/egress/policy.py"),
-    *("kernelpool/wire.py", "kernelpool/protocol", "kernelpool/agent"),
+    *("kernelpool/children.py", "kernelpool/wire.py", "kernelpool/protocol", "kernelpool/agent"),
 )
 _GATEWAY: Final = ("pyproject.toml", "README.md", "LICENSE", "constraints.txt", "kernelpool", "kernels")
 

@@ -13,7 +13,7 @@ from kernelpool.runtimes import Runtime
 
 SEEN_AS = "/opt/kernelpool"
 
-PARTS = ("__init__.py", "errors.py", "models.py", "wire.py", "protocol", "agent")
+PARTS = ("__init__.py", "errors.py", "models.py", "children.py", "wire.py", "protocol", "agent")
 """Of the package: what the agent and kernels of ours may import. Nothing that knows the gateway."""
 
 _WITHOUT = frozenset({"__pycache__", "py.typed"})

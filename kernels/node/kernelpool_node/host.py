@@ -24,6 +24,8 @@ from typing import Any
 
 import zmq
 
+from kernelpool.children import end_of
+
 from .inspector import LEAVING, LISTENING, NOISE, STARTS, Inspector
 
 MAIN = Path(__file__).resolve().parents[1] / "host" / "main.cjs"
@@ -62,7 +64,7 @@ class Host:
         assert self._process.stdout is not None
         assert self._process.stderr is not None
         self._stdout, self._stderr = self._process.stdout.fileno(), self._process.stderr.fileno()
-        self._died = os.pidfd_open(self._process.pid)
+        self._died = end_of(self._process.pid)
         for pipe in (self._commands, self._messages, self._stdout, self._stderr):
             os.set_blocking(pipe, False)
         # The mutable state: what could not be written yet; what was read of messages and of text; messages whose mark

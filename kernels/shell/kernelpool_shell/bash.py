@@ -20,6 +20,8 @@ import termios
 from collections.abc import Callable
 from contextlib import suppress
 
+from kernelpool.children import end_of
+
 READ_SIZE = 64 << 10
 HIGH = 100
 """Descriptors from here on are ours: scripts use the low ones."""
@@ -100,7 +102,7 @@ class Bash:
         self._pipes = {name: ends[0] for name, ends in outputs.items()}
         # Kept open: after `exec >log` there would be no writer, and a pipe without one is always ready.
         self._writers = [ends[1] for ends in outputs.values()]
-        self.died = os.pidfd_open(self._process.pid)
+        self.died = end_of(self._process.pid)
         """Readable once it has ended."""
         for pipe in (*self._pipes.values(), self._told, self._ask, self._prompt.fileno()):
             os.set_blocking(pipe, False)
