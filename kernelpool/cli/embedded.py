@@ -6,6 +6,7 @@ import asyncio
 import math
 import os
 import secrets
+import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -30,7 +31,7 @@ def embedded_client(context: click.Context, pool: str, timeout: float | None) ->
     """Of a gateway on a free port of this machine, with the settings that `serve` would have. Without a timeout code
     may run as long as a session may live: whoever started it is here to end it. Raises `KernelpoolError`."""
     settings = embedded_settings(context, pool, timeout or UNLIMITED)
-    with _running(settings) as url, Client(url, token_of(settings)) as client:
+    with _leaving_at_sigterm(), _running(settings) as url, Client(url, token_of(settings)) as client:
         yield client
 
 
@@ -69,6 +70,20 @@ def settings_for_one_run(settings: Settings, pool: str, timeout: float | None) -
             "pools": {pool: only.model_dump()},
         }
     )
+
+
+@contextmanager
+def _leaving_at_sigterm() -> Iterator[None]:
+    """By the way that leaves nothing behind."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class CommandStop(server.Stop):

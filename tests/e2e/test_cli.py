@@ -296,6 +296,17 @@ def test_run_needs_no_gateway_and_leaves_nothing(alone: Shell) -> None:
     assert (process.returncode, err) == (130, b"[canceled]\n")
 
 
+def test_run_leaves_nothing_when_it_is_terminated(alone: Shell) -> None:
+    process = alone.start("run", "-c", "print('on', flush=True)\nimport time\ntime.sleep(100)")
+    assert process.stdout
+    assert process.stdout.readline() == b"on\n"
+
+    process.terminate()
+
+    assert process.communicate(timeout=SECONDS) == (b"", b"")
+    assert process.returncode == 143
+
+
 def test_run_leaves_no_session_behind(kernelpool: Shell, gateway: Gateway) -> None:
     before = gateway.pool()["sessions"]
 
