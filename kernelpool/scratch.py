@@ -2,7 +2,7 @@
 
     <state>/scratch/<n>/    as the state directory of a gateway, but its runtime trees are those of <state>
 
-So `kernelpool run` and `mcp` work beside each other and beside `serve`, and nothing is made twice.
+So `kernelpool run` and `mcp` work beside each other and beside `serve`, and no tree is made twice.
 """
 
 from __future__ import annotations
@@ -40,19 +40,24 @@ def scratch_folders(state: Path) -> list[Path]:
 
 def has_leftovers(folder: Path) -> bool:
     """Of a command that was killed."""
-    return any(next(folder.glob(pattern), None) for pattern in ("sessions/*.json", "*/sandboxes/*"))
+    return next(folder.glob("sessions/*.json"), None) is not None or bool(backends_of(folder))
+
+
+def backends_of(folder: Path) -> set[str]:
+    """Names of those that have sandboxes there."""
+    return {entry.parent.parent.name for entry in folder.glob("*/sandboxes/*")}
 
 
 def _make(state: Path, number: int) -> Path:
     try:
         folder = state / "scratch" / str(number)
         bubblewrap = folder / "bubblewrap"
-        for each in (state, folder.parent, folder, bubblewrap):
+        for each in (state, state / "bubblewrap", folder.parent, folder, bubblewrap):
             with contextlib.suppress(FileExistsError):
                 each.mkdir(mode=0o711, parents=each == state)
                 each.chmod(0o711)  # whatever the umask: sandboxes' users pass through to what is meant for them
         with contextlib.suppress(FileExistsError):
-            (bubblewrap / "runtimes").symlink_to(state.absolute() / "bubblewrap" / "runtimes")
+            (bubblewrap / "runtimes").symlink_to("../../../bubblewrap/runtimes")  # also after it was moved
     except OSError as error:
         raise StartFailed(f"the state directory {state} cannot be used: {error.strerror}") from error
     return folder

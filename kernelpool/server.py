@@ -36,10 +36,11 @@ from kernelpool.auth.initial import digest_of, load_or_make_token
 from kernelpool.auth.keyring import KeyRing
 from kernelpool.auth.oidc import Issuers
 from kernelpool.auth.pool_keys import PoolKeys
+from kernelpool.backends import BACKENDS
 from kernelpool.backends.base import Finding, Say
 from kernelpool.config import Settings
 from kernelpool.egress.doors import Doors
-from kernelpool.errors import StartFailed, StateDirectoryInUse
+from kernelpool.errors import KernelpoolError, StartFailed, StateDirectoryInUse
 from kernelpool.gateway import Gateway
 from kernelpool.journal import Journal
 from kernelpool.management import Management
@@ -47,7 +48,7 @@ from kernelpool.network import LOOPBACK_HOSTS, WILDCARD_ADDRESSES
 from kernelpool.pool.settings import PoolSettings
 from kernelpool.pool.store import PoolStore
 from kernelpool.quotas import Quotas
-from kernelpool.scratch import has_leftovers, in_scratch, scratch_folders
+from kernelpool.scratch import backends_of, has_leftovers, in_scratch, scratch_folders
 from kernelpool.sources import Sources
 from kernelpool.telemetry import Telemetry
 from kernelpool.telemetry.audit import Audit, AuditLog, Unaudited
@@ -205,30 +206,40 @@ async def serve_command(
     """As `serve`, beside whatever other gateways there are, for as long as a command needs one: it finds nothing of
     those before it, and leaves nothing."""
 
-    async def begin(settings: Settings) -> None:
-        if await asyncio.to_thread(has_leftovers, settings.state_dir):
-            await _clear(settings, lambda text: None)
-        await serve(settings.model_copy(update={"stop_sessions": True}), say, stop, connect, announce)
-
-    await in_scratch(settings, begin)
+    try:
+        await _clear_scratch(settings, lambda text: None)
+    except KernelpoolError as error:
+        log.warning("what a killed command left is there still", extra={"error": error.message})
+    settings = settings.model_copy(update={"stop_sessions": True})
+    await in_scratch(settings, lambda scratch: serve(scratch, say, stop, connect, announce))
 
 
 async def cleanup(settings: Settings, say: Say) -> int:
     """Destroys every sandbox of the state directory, whatever is in it, and forgets all sessions; what commands left
     that were killed, too. Returns how many."""
-    count = await _clear(settings, say)
+    return await _clear_scratch(settings, say) + await _clear(settings, say)
+
+
+async def _clear_scratch(settings: Settings, say: Say) -> int:
+    """What killed commands left. Those that run keep what they have."""
+    count = 0
     for folder in await asyncio.to_thread(scratch_folders, settings.state_dir):
-        with suppress(StateDirectoryInUse):  # of a command that runs
-            count += await _clear(settings.model_copy(update={"state_dir": folder}), say)
+        if await asyncio.to_thread(has_leftovers, folder):
+            with suppress(StateDirectoryInUse):
+                count += await _clear(settings.model_copy(update={"state_dir": folder}), say)
     return count
 
 
 async def _clear(settings: Settings, say: Say) -> int:
+    """Raises `StartFailed` when the backend of a sandbox there does not answer, or a gateway runs there."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(state_directory(settings.state_dir))
         sources = await stack.enter_async_context(Sources(settings.state_dir, say, settings.backends))
         pools = await _pools(settings, PoolStore(settings.state_dir), say)
-        backends = {pool.backend: await sources.open(pool) for pool in pools.values()}
+        # The settings may name other backends by now than those that have sandboxes there.
+        left = await asyncio.to_thread(backends_of, settings.state_dir)
+        names = {pool.backend for pool in pools.values()} | (left & {*BACKENDS})
+        backends = {name: await sources.open(PoolSettings(name="left", backend=name)) for name in sorted(names)}
         journal = await stack.enter_async_context(Journal(settings.state_dir))
         # Sandboxes first: one without a record counts as never used.
         sandboxes = [sandbox for backend in backends.values() for sandbox in await backend.adopt()]

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ from kernelpool.backends.base import Finding, RuntimeMetadata, Sandbox, SandboxS
 from kernelpool.backends.bwrap_argv import root_entries
 from kernelpool.backends.host import BubblewrapSettings, Host, open_host
 from kernelpool.backends.launcher import UidInUse
+from kernelpool.backends.locks import take_lock
 from kernelpool.backends.processes import Process
 from kernelpool.backends.records import Record, door_of
 from kernelpool.backends.sandboxed import BubblewrapSandbox, erase
 from kernelpool.backends.start import Shown, Start
-from kernelpool.backends.tree.build import Tree, build_tree, hold, prune
+from kernelpool.backends.tree.build import Tree, build_tree, hold, owner_of_trees, prune
 from kernelpool.backends.tree.steps import in_thread
 from kernelpool.backends.uids import Uids
 from kernelpool.egress.doors import DoorKeeper
@@ -40,6 +41,15 @@ _UID_ATTEMPTS: Final = 20
 _TREE_ATTEMPTS: Final = 3
 
 TreeBuilder = Callable[[Runtime, Path, Say], Awaitable[Tree]]
+
+
+def _trees_of(records: Iterable[Record]) -> set[Path]:
+    return {Path(path) for record in records for path in (record.root, record.program)}
+
+
+def _trees_left(state: Path) -> set[Path]:
+    """Of the sandboxes that a gateway has left there."""
+    return _trees_of(filter(None, map(Record.load, (state / "sandboxes").glob("*"))))
 
 
 class BubblewrapBackend:
@@ -112,8 +122,8 @@ class BubblewrapBackend:
 
     async def _held_tree(self, runtime: Runtime, say: Say) -> Tree:
         for _ in range(_TREE_ATTEMPTS):
-            tree = await self._build_tree(runtime, self._host.state.path, say)
             with contextlib.suppress(FileNotFoundError):
+                tree = await self._build_tree(runtime, self._host.state.path, say)
                 self._held += await in_thread(hold, tree)
                 return tree
         raise PrepareFailed(f"the {runtime.name} runtime is removed as soon as it is made: who does that?")
@@ -184,8 +194,17 @@ class BubblewrapBackend:
         if not self._trees:
             return
         wanted = {path for shown in self._trees.values() for path in (shown.tree.root, shown.tree.program)}
-        used = {Path(path) for box in self._sandboxes.values() for path in (box.record.root, box.record.program)}
-        await prune(self._host.state.path, wanted | used)
+        state, used = self._host.state.path, _trees_of(box.record for box in self._sandboxes.values())
+        owner = await in_thread(owner_of_trees, state)
+        if owner == await in_thread(state.resolve):
+            await prune(state, wanted | used)
+            return
+        with contextlib.suppress(StartFailed):  # a gateway runs there: it knows best
+            lock = await in_thread(take_lock, owner)
+            try:
+                await prune(state, wanted | used | await in_thread(_trees_left, owner))
+            finally:
+                os.close(lock)
 
     def _unknown(self, id: str) -> Record:
         """A record for something that left none: enough to remove it."""

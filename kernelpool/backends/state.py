@@ -86,7 +86,7 @@ class StateFolder:
         longest = len(os.fsencode(self.sandboxes)) + 1 + _ID_LENGTH + 1 + len(SOCKET)
         if longest > _SOCKET_PATH_BYTES:
             room = _SOCKET_PATH_BYTES - longest + len(os.fsencode(self.path))
-            raise StartFailed(f"the state directory's path is too long for sockets in it: at most {room} bytes")
+            raise StartFailed(f"{self.path} is too long a path for sockets in it: at most {room} bytes")
 
     def _make(self) -> None:
         self.path.mkdir(mode=0o711, parents=True, exist_ok=True)

@@ -10,11 +10,12 @@ from kernelpool.errors import StartFailed
 
 
 class Uids:
-    """`first` to `last`, inclusive. The order starts anywhere, so that a restart does not bring the last ones back."""
+    """`first` to `last`, inclusive. In any order, so that a restart does not bring the last ones back, and another
+    gateway with the same range is hardly in the way."""
 
     def __init__(self, first: int, last: int) -> None:
-        self._free = deque(range(first, last + 1))
-        self._free.rotate(-random.randrange(len(self._free)))  # noqa: S311 - no secret
+        ids = range(first, last + 1)
+        self._free = deque(random.sample(ids, len(ids)))
         self._taken: set[int] = set()
 
     def __repr__(self) -> str:

@@ -33,7 +33,7 @@ CHUNK = 64 << 10
     "--session",
     "identifier",
     metavar="ID",
-    help="A session that outlives this command, for as long as its cooldown. Without one it has its own.",
+    help="With --url or a profile: a session that outlives this command, for as long as its cooldown.",
 )
 @pool_option
 @remote_command
@@ -89,16 +89,19 @@ async def _serve_alone(bridge: Any, context: click.Context, pool: str, identifie
 
     serving = asyncio.create_task(server.serve_command(settings, say, stop, announce=announce))
     speaking = asyncio.create_task(bridge.serve_early(starting, _lines()))
+
+    def gone(_: object) -> None:
+        if starting.endpoint.done() or serving.cancelled():
+            speaking.cancel()
+        elif error := serving.exception():
+            starting.endpoint.set_exception(error)  # and whoever calls is told
+
+    serving.add_done_callback(gone)
     try:
-        await asyncio.wait((serving, speaking), return_when=asyncio.FIRST_COMPLETED)
+        await speaking
     finally:
-        speaking.cancel()
-        await asyncio.wait((speaking,))
         stop() if starting.endpoint.done() else serving.cancel()
-        await asyncio.wait((serving,))
-    for task in (serving, speaking):
-        if not task.cancelled():
-            task.result()
+        await asyncio.gather(serving, speaking, return_exceptions=True)
 
 
 def _endpoint(url: str, token: str, pool: str, identifier: str) -> Profile:

@@ -21,6 +21,7 @@ from kernelpool.api.mcp.server import described, instructions_of, list_templates
 from kernelpool.client import ClientError
 from kernelpool.client.connection import LOOPBACK
 from kernelpool.client.profiles import Profile
+from kernelpool.errors import KernelpoolError
 
 Context = ServerRequestContext[Any, Any]
 MOUNTS: dict[str, httpx2.AsyncBaseTransport | None] = {f"all://{host}": None for host in LOOPBACK}
@@ -51,19 +52,30 @@ async def serve(endpoint: Profile, lines: AsyncIterator[str]) -> None:
 
 
 async def serve_early(gateway: Starting, lines: AsyncIterator[str]) -> None:
-    """As `serve`, for a gateway that is only starting: hosts give up on a server that says nothing for a minute."""
+    """As `serve`, for a gateway that is only starting: hosts give up on a server that says nothing for a minute. When
+    it fails, calls are told so, and it is raised once the host has left."""
     upstream: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
 
     async def connect() -> None:
-        async with _connected(await gateway.endpoint) as client:
-            upstream.set_result(client)
-            await asyncio.Event().wait()  # until it is cancelled: who opens a client has to close it
+        try:
+            async with _connected(await asyncio.shield(gateway.endpoint)) as client:
+                upstream.set_result(client)
+                await asyncio.Event().wait()  # until it is cancelled: who opens a client has to close it
+        except Exception as error:  # of the gateway, or of the way to it
+            if upstream.done():
+                raise
+            upstream.set_exception(_first(error))
 
     with _told_in_a_line():
         async with asyncio.TaskGroup() as group:
             connecting = group.create_task(connect())
-            await _speak(_EarlyServer(upstream, gateway), lines)
+            try:
+                await _speak(_EarlyServer(upstream, gateway), lines)
+            finally:
+                failure = upstream.exception() if upstream.done() else None
             connecting.cancel()
+        if failure is not None:
+            raise failure
 
 
 class _Server:
@@ -127,6 +139,9 @@ class _EarlyServer(_Server):
             if not self._client.done():
                 ticks += 1
                 await context.session.report_progress(ticks * TICK, None, self._gateway.saying)
+        if failure := self._client.exception():
+            remedy = failure.remedy if isinstance(failure, KernelpoolError) else ""
+            raise MCPError(types.INTERNAL_ERROR, f"There is no sandbox: {failure} {remedy}".strip()) from failure
         return self._client.result()
 
 

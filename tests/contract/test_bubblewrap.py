@@ -305,6 +305,41 @@ def test_bwrap_of_the_system_is_preferred_when_it_is_newer(tmp_path: Path) -> No
         assert find_bwrap(tmp_path).bundled
 
 
+async def test_borrowed_trees_are_removed_when_nobody_else_uses_them(kit: BubblewrapKit) -> None:
+    shelf, other = kit.state / "runtimes", kit.base / "other"
+    old, used, lent = (shelf / f"node-{name}" / "root" for name in ("old", "used", "lent"))
+    for root in (old, used, lent):
+        shutil.copytree(kit.base / "root", root, symlinks=True)
+    other.mkdir(mode=0o711)
+    (other / "runtimes").symlink_to("../state/runtimes")
+    shown = used
+
+    async def build(runtime: Runtime, state: Path, say: Say) -> Tree:
+        return replace(await kit.tree(runtime, state, say), root=shown)
+
+    def backend(state: Path) -> BubblewrapBackend:
+        return BubblewrapBackend(state, kit.settings, build_tree=build)
+
+    async with backend(kit.state) as owner:
+        await _create(owner)
+        shown = lent
+        async with backend(other) as borrower:
+            await borrower.prepare(spec().runtime, lambda _: None)
+            await borrower.adopt()
+            assert old.exists()  # the owner may have a use for it
+    async with backend(other) as borrower:
+        await borrower.prepare(spec().runtime, lambda _: None)
+        await borrower.adopt()
+        assert [root.exists() for root in (old, used, lent)] == [False, True, True]
+
+        shown = used
+        async with backend(kit.state) as owner:
+            await owner.prepare(spec().runtime, lambda _: None)
+            for sandbox in await owner.adopt():
+                await sandbox.destroy()
+            assert lent.exists()  # it is being shown to others
+
+
 async def test_trees_that_nothing_uses_any_more_are_removed(kit: BubblewrapKit) -> None:
     shelf = kit.state / "runtimes"
     old, used, new = (shelf / f"python-{name}" / "root" for name in ("old", "used", "new"))

@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import httpx2
 import pytest
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, ImageContent, TextContent
 
 from tests.e2e.conftest import Make
@@ -224,13 +226,25 @@ async def test_a_host_needs_no_gateway(gateway: Gateway, tmp_path: Path) -> None
         shutil.rmtree(state)
 
 
-async def test_a_host_is_answered_before_there_is_a_sandbox(gateway: Gateway, tmp_path: Path) -> None:
-    """`gateway` has made what sandboxes see; here it seems to be made still, by somebody else."""
+@pytest.fixture
+def unfinished() -> Iterator[tuple[Path, TextIO]]:
+    """A state directory in which somebody else seems to be making trees, for as long as the file is locked."""
     state = state_of(uuid.uuid4().hex[:8])
     shelf = state / "bubblewrap" / "runtimes"
     shelf.mkdir(parents=True)
     for folder in (state, shelf.parent, shelf):
         folder.chmod(0o711)
+    with (shelf / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        yield state, other
+    shutil.rmtree(state)
+
+
+async def test_a_host_is_answered_before_there_is_a_sandbox(
+    gateway: Gateway, tmp_path: Path, unfinished: tuple[Path, TextIO]
+) -> None:
+    """`gateway` has made what sandboxes see."""
+    state, lock = unfinished
     heard: list[str | None] = []
     waits = asyncio.Event()
 
@@ -238,28 +252,60 @@ async def test_a_host_is_answered_before_there_is_a_sandbox(gateway: Gateway, tm
         heard.append(message)
         waits.set()
 
-    try:
-        with (shelf / ".lock").open("w") as other:
-            fcntl.flock(other, fcntl.LOCK_EX)
-            async with Client(parameters(tmp_path, "--state-dir", str(state), "mcp"), mode="legacy") as client:
-                tools = (await client.list_tools()).tools
-                resources = (await client.list_resources()).resources
-                call = asyncio.create_task(client.call_tool("run_code", {"code": "6 * 7"}, progress_callback=hear))
-                await asyncio.wait_for(waits.wait(), SECONDS)
-                for folder in (trees_of("python") / "runtimes").iterdir():
-                    if not folder.name.startswith("."):
-                        (shelf / folder.name).symlink_to(folder)
-                fcntl.flock(other, fcntl.LOCK_UN)
-                ran = await call
-                files = await client.list_resource_templates()
-    finally:
-        shutil.rmtree(state)
+    async with Client(parameters(tmp_path, "--state-dir", str(state), "mcp"), mode="legacy") as client:
+        tools = (await client.list_tools()).tools
+        resources = (await client.list_resources()).resources
+        call = asyncio.create_task(client.call_tool("run_code", {"code": "6 * 7"}, progress_callback=hear))
+        await asyncio.wait_for(waits.wait(), SECONDS)
+        for folder in (trees_of("python") / "runtimes").iterdir():
+            if not folder.name.startswith("."):
+                (state / "bubblewrap" / "runtimes" / folder.name).symlink_to(folder)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        ran = await call
+        templates = (await client.list_resource_templates()).resource_templates
 
     assert {"run_code", "launchPythonEnvironment"} <= {tool.name for tool in tools}
     assert resources == []
     assert heard[0] == "waiting for another gateway that is preparing runtimes"
     assert text_of(ran) == "42"
-    assert len(files.resource_templates) == 2
+    assert len(templates) == 2
+
+
+@pytest.mark.parametrize("how", ["eof", "signal"])
+def test_a_host_may_leave_before_there_is_a_sandbox(
+    gateway: Gateway, tmp_path: Path, unfinished: tuple[Path, TextIO], how: str
+) -> None:
+    given = parameters(tmp_path, "--state-dir", str(unfinished[0]), "mcp")
+    process = subprocess.Popen(
+        [given.command, *given.args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=given.env,
+        cwd=tmp_path,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": HELLO}).encode())
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert b'"result"' in process.stdout.readline()
+
+    if how == "signal":
+        process.send_signal(signal.SIGTERM)
+        process.wait(SECONDS)
+    _, told = process.communicate(timeout=SECONDS)
+
+    assert (process.returncode, told) == (0, b"")
+
+
+async def test_a_host_is_told_why_there_is_no_sandbox(tmp_path: Path) -> None:
+    variables = {"KERNELPOOL_POOLS__PYTHON__RUNTIME": "cobol"}
+    given = parameters(tmp_path, "--state-dir", str(tmp_path / "state"), "mcp", **variables)
+    async with Client(given) as client:
+        for _ in range(2):
+            with pytest.raises(MCPError, match="no runtime 'cobol'"):
+                await client.call_tool("run_code", {"code": "1"})
 
 
 def test_a_signal_ends_it_and_its_session(gateway: Gateway, tmp_path: Path) -> None:

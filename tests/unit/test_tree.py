@@ -350,18 +350,6 @@ async def test_a_tree_that_was_pruned_meanwhile_cannot_be_held(tree: Tree) -> No
         await asyncio.to_thread(hold, gone)
 
 
-async def test_who_borrows_trees_prunes_none(tree: Tree, tmp_path: Path) -> None:
-    shelf = tree.root.parents[1]
-    old = shelf / "tiny-ba9876543210"
-    (old / "root").mkdir(parents=True)
-    (tmp_path / "runtimes").symlink_to(shelf)
-
-    await prune(tmp_path, {tree.root, tree.program})
-
-    assert old.exists()
-    shutil.rmtree(old)
-
-
 def test_pip_sees_the_users_settings_but_no_python_of_theirs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("PIP_INDEX_URL", "PIP_TARGET", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "somewhere")

@@ -159,7 +159,9 @@ class Folders:
         longest = len(os.fsencode(self._root)) + 2 * (1 + _ID_LENGTH) + 1 + len(SOCKET)
         if longest > _SOCKET_PATH_BYTES:
             room = _SOCKET_PATH_BYTES - longest + len(os.fsencode(self._root))
-            raise StartFailed(f"docker.run_dir is too long for sockets in it: at most {room} bytes")
+            raise StartFailed(
+                f"{self._root} is too long a path for sockets in it: at most {room} bytes; docker.run_dir names another"
+            )
 
     def _check_owner(self) -> None:
         status = self._root.stat()

@@ -50,7 +50,8 @@ async def build_tree(runtime: Runtime, state: Path, say: Say, *, package: Path |
     """Takes minutes the first time and milliseconds from then on; safe beside other gateways of the same `state`.
 
     `package` is where the agent's program is copied from: this installation, unless a test says otherwise.
-    Raises `PrepareFailed`, leaving nothing half-made behind, as does cancelling it.
+    Raises `PrepareFailed`, leaving nothing half-made behind, as does cancelling it; `FileNotFoundError` when another
+    gateway has pruned it at that moment.
     """
     try:
         shelf = await in_thread(_shelf, state)
@@ -64,9 +65,9 @@ async def build_tree(runtime: Runtime, state: Path, say: Say, *, package: Path |
                     await _build_root(runtime, folder, say)
                 if not await in_thread(_are_there, files):
                     await _build_program(runtime, files, package)
-        return Tree(folder / "root", files, await in_thread(_read_metadata, runtime, folder))
     except OSError as error:
         raise PrepareFailed(f"the {runtime.name} runtime could not be made: {error}") from error
+    return Tree(folder / "root", files, await in_thread(_read_metadata, runtime, folder))
 
 
 def root_key(runtime: Runtime) -> str:
@@ -80,6 +81,11 @@ def root_key(runtime: Runtime) -> str:
 
 def _are_there(*folders: Path) -> bool:
     return all(folder.is_dir() for folder in folders)
+
+
+def owner_of_trees(state: Path) -> Path:
+    """The state directory whose trees they are: another one, where it borrows them."""
+    return _shelf(state).parent
 
 
 def _shelf(state: Path) -> Path:
@@ -169,10 +175,7 @@ def hold(tree: Tree) -> list[int]:
 
 async def prune(state: Path, keep: Collection[Path]) -> None:
     """Removes every root and program but those that somebody holds, and those in `keep`: the `Tree.root` and
-    `Tree.program` of the runtimes that are served now, and of every sandbox that is alive. A directory that only
-    borrows the trees of another one leaves them alone: of the sandboxes there it knows nothing."""
-    if await in_thread((state / "runtimes").is_symlink):
-        return
+    `Tree.program` of the runtimes that are served now, and of every sandbox that is alive."""
     shelf = await in_thread(_shelf, state)
     if await in_thread(shelf.is_dir):
         async with exclusive(shelf, lambda text: None):
