@@ -199,7 +199,7 @@ class BubblewrapBackend:
         if owner == await in_thread(state.resolve):
             await prune(state, wanted | used)
             return
-        with contextlib.suppress(StartFailed):  # a gateway runs there: it knows best
+        with contextlib.suppress(StartFailed, PermissionError):  # a gateway runs there; it is not ours
             lock = await in_thread(take_lock, owner)
             try:
                 await prune(state, wanted | used | await in_thread(_trees_left, owner))
