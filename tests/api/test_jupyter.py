@@ -667,9 +667,9 @@ async def test_events_are_silent(api: Api) -> None:
 
 
 async def test_an_idle_connection_keeps_its_session_for_longer_and_not_for_ever(tmp_path: Path) -> None:
-    async with api_of(tmp_path, cooldown=0.2, idle_connected=1.0) as api:
-        kernel = await kernel_of(api)
+    async with api_of(tmp_path, cooldown=1.0, idle_connected=5.0) as api:
         gone = await kernel_of(api)
+        kernel = await kernel_of(api)
         async with connected(api, kernel["id"]) as client:
             await until(lambda: gone["id"] not in str(api.gateway.kernels(Principal("test"))))
             [listed] = await ask(api, "GET", "/api/kernels")

@@ -115,13 +115,16 @@ async def test_kills_for_want_of_memory_are_counted_while_the_sandbox_lives(
 
 
 async def test_a_setup_that_fails_says_why_and_leaves_nothing(kit: BubblewrapKit) -> None:
-    before = kit.traces()
+    before, missing = kit.traces(), kit.base / "missing"
 
     async def broken(runtime: Runtime, state: Path, say: Say) -> Tree:
         metadata = RuntimeMetadata("python", "3", (), 0.0, "standin", "0")
-        return Tree(kit.base / "root", kit.base / "missing", metadata)
+        return Tree(kit.base / "root", missing, metadata)
 
+    missing.mkdir()
     async with BubblewrapBackend(kit.state, kit.settings, build_tree=broken) as backend:
+        await backend.prepare(spec().runtime, lambda _: None)
+        missing.rmdir()
         with pytest.raises(StartFailed) as caught:
             await backend.create(spec())
 

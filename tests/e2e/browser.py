@@ -27,6 +27,10 @@ FLAGS = (
 )
 
 
+class PageError(Exception):
+    """What DevTools have against a question."""
+
+
 class Page:
     def __init__(self, url: str) -> None:
         """`url` of its DevTools."""
@@ -47,6 +51,8 @@ class Page:
             if answer.get("method") == "Log.entryAdded":
                 self.told.append(answer["params"]["entry"]["text"])
             if answer.get("id") == self._count:
+                if "error" in answer:
+                    raise PageError(answer["error"]["message"])
                 return answer["result"]
 
     def value(self, expression: str) -> Any:
@@ -54,7 +60,13 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> Any:
-        return until(lambda: self.value(expression))
+        def look() -> Any:
+            try:
+                return self.value(expression)
+            except PageError:  # it is being loaded: what was there is gone
+                return None
+
+        return until(look)
 
 
 @contextmanager
