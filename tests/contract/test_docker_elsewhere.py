@@ -149,11 +149,19 @@ async def test_a_relay_that_somebody_kills_is_replaced(kit: ElsewhereKit) -> Non
 
         os.kill(pid, signal.SIGKILL)
 
+        # What comes before the gateway has heard of it may still be carried by the old line, and breaks.
         async with asyncio.timeout(60):
-            while _relay_of(kit) == pid:
+            while await _answer(sandbox, "print(2)") != "2":
                 await asyncio.sleep(0.05)
-        assert await ask(sandbox, "print(2)") == "2"
+        assert _relay_of(kit) not in (0, pid)
         await sandbox.destroy()
+
+
+async def _answer(sandbox: Sandbox, code: str) -> str:
+    """Nothing when the connection broke."""
+    with contextlib.suppress(ConnectionError):
+        return await ask(sandbox, code)
+    return ""
 
 
 def _relay_of(kit: ElsewhereKit) -> int:
