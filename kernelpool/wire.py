@@ -82,6 +82,10 @@ class Wire:
             if request := self._read(channel, frames):
                 return request
 
+    def waiting(self, channel: str) -> list[Request]:
+        """All that have come by now."""
+        return list(iter(lambda: self.receive(channel), None))
+
     def _read(self, channel: str, frames: Sequence[bytes]) -> Request | None:
         try:
             at = frames.index(DELIMITER)

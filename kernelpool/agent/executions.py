@@ -282,12 +282,14 @@ class Executions:
         if run.over.done():
             return None
         cause = run.stop.result() if run.stop.done() else EndCause.TIMED_OUT
+        grace = self._config.interrupt_grace
+        await asyncio.wait({run.over, run.begun}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
         self.kernel.interrupt()
-        await asyncio.wait({run.over}, timeout=self._config.interrupt_grace)
+        await asyncio.wait({run.over}, timeout=grace)
         if not run.over.done():
             what = "was canceled" if cause is EndCause.CANCELED else f"exceeded {run.timeout:g} s"
             await self.kernel.restart(f"the kernel was restarted: an execution {what} and ignored the interrupt")
-            await asyncio.wait({run.over}, timeout=LAST_WORDS + self._config.interrupt_grace)
+            await asyncio.wait({run.over}, timeout=LAST_WORDS + grace)
         return cause
 
     def _verdict(self, run: Run, stopped_by: EndCause | None) -> tuple[ExecutionState, EndCause, str | None]:

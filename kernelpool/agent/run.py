@@ -62,6 +62,8 @@ class Run:
         self.traceparent = request.traceparent
         self.over: asyncio.Future[None] = loop.create_future()
         """Done when the kernel has nothing more to say, or is gone."""
+        self.begun: asyncio.Future[None] = loop.create_future()
+        """Done when the kernel has the code's turn: an interrupt before that may meet nobody."""
         self.stop: asyncio.Future[EndCause] = loop.create_future()
         """Done when somebody wants it to end early."""
         self.finished = asyncio.Event()
@@ -207,6 +209,10 @@ class Run:
         self._advance()
 
     def receive_iopub(self, message: Message) -> None:
+        # The first is `busy`, and what comes next (`execute_input`) is left out where the request is silent.
+        is_silent = self.asked is not None and self.asked.is_silent
+        if (is_silent or message.msg_type != "status") and not self.begun.done():
+            self.begun.set_result(None)
         self._machine.receive_iopub(message, time.monotonic())
         self._advance()
 

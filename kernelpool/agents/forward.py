@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -31,6 +32,8 @@ MAX_INTERIM = 16
 """Answers of the 1xx kind before the real one. They are not passed on."""
 CHUNKS_A_TURN = 64
 """Chunks that are parsed before others get their turn."""
+LAST_WORDS = 16
+"""Chunks that are read of what a container said before it closed: more than a socket holds."""
 CONNECT_SECONDS = 5.0
 SWITCHING = 101
 LAST_STATUS = 599
@@ -85,11 +88,41 @@ async def forwarded(address: Address, port: int, silence: float, request: Forwar
 async def _connected(address: Address, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
+            loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit=CHUNK)
+            protocol = _LastWords(reader)
+            transport: asyncio.Transport
             if isinstance(address, UnixAddress):
-                return await asyncio.open_unix_connection(address.path, limit=CHUNK)
-            return await asyncio.open_connection(address.host, address.port, limit=CHUNK)
+                transport, _ = await loop.create_unix_connection(lambda: protocol, address.path)
+            else:
+                transport, _ = await loop.create_connection(lambda: protocol, address.host, address.port)
+            return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
     except (OSError, TimeoutError) as error:
         raise ContainerUnreachable(f"Nothing takes connections on port {port} of the container.") from error
+
+
+class _LastWords(asyncio.StreamReaderProtocol):
+    """What a container says before it closes is heard also when something was being sent to it: asyncio lets go of a
+    connection that cannot be written to, with whatever there is to read."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self._reader = reader
+        self._socket = -1
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._socket = transport.get_extra_info("socket").fileno()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not isinstance(exc, ConnectionError):
+            super().connection_lost(exc)
+            return
+        with suppress(OSError):
+            for _ in range(LAST_WORDS):
+                if not (data := os.read(self._socket, CHUNK)):
+                    break
+                self._reader.feed_data(data)
+        super().connection_lost(None)  # the end of what it says, after which there is no more to send either
 
 
 def _abort_unless_sent(sending: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:

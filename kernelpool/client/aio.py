@@ -23,6 +23,7 @@ from kernelpool.client.notebooks import (
     NotebookWatch,
     OnCell,
     executions_of,
+    unfinished,
 )
 from kernelpool.client.policy import Retries, poll_pause
 from kernelpool.client.profiles import load_profile
@@ -243,7 +244,8 @@ class AsyncSession:
         except asyncio.CancelledError:
             with suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(CANCEL_SECONDS):
-                    await self.execution(running).cancel()
+                    for cell in [running] if running else unfinished(await self.executions(), options.id):
+                        await self.execution(cell).cancel()
             raise
         return result
 

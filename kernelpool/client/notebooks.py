@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -141,6 +141,11 @@ def result_of(notebook: dict[str, Any]) -> NotebookResult:
 def executions_of(answer: dict[str, Any]) -> tuple[list[ExecutionInfo], bool]:
     """A page, and whether there may be another."""
     return [_execution_of(entry) for entry in answer["value"]], "nextLink" in answer
+
+
+def unfinished(executions: Iterable[ExecutionInfo], run: str) -> list[str]:
+    """The cells of a notebook's run that have begun and not ended; also those of whose beginning nobody has heard."""
+    return [each.id for each in executions if each.id.startswith(f"{run}.") and not each.status.is_final]
 
 
 def _execution_of(entry: Mapping[str, Any]) -> ExecutionInfo:

@@ -22,6 +22,7 @@ from kernelpool.client.notebooks import (
     NotebookWatch,
     OnCell,
     executions_of,
+    unfinished,
 )
 from kernelpool.client.policy import Retries, poll_pause
 from kernelpool.client.profiles import load_profile
@@ -238,7 +239,8 @@ class Session:
                         on_cell(event)
         except KeyboardInterrupt:
             with suppress(ClientError):
-                self.execution(running).cancel()
+                for cell in [running] if running else unfinished(self.executions(), options.id):
+                    self.execution(cell).cancel()
             raise
         return result
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +83,9 @@ class Kernel:
         # For the programs that a cell waits for, which are in the same group.
         signal.signal(signal.SIGINT, lambda *_: None)
         self._host = Host(node, self._on_text, self._on_message)
-        # The mutable state: what is served, and the cells that there were.
+        # The mutable state: what is served, what came before its time, and the cells that there were.
         self._request: Request | None = None
+        self._kept: deque[Request] = deque()
         self._cells: OrderedDict[int, Request] = OrderedDict()
         self._cell = self._command = self._begun = 0
         self._count = 0
@@ -113,6 +114,8 @@ class Kernel:
         return self._exit
 
     def _turn(self) -> None:
+        while self._kept and self._request is None:
+            self._begin(self._kept.popleft())
         ready = dict(self._poller().poll(self._milliseconds()))
         self._serve_sockets(ready)
         self._host.write()
@@ -282,12 +285,22 @@ class Kernel:
             return
         self._host.settle()
         if request.kind == "execute_request":
-            reply = self._execute_reply(message)
-            self._answer(request, reply)
-            if reply["status"] == "error" and request.content.get("stop_on_error", True):
-                self._abort_waiting()
+            self._executed(request, self._execute_reply(message))
         else:
             self._answer(request, _reply_to(request, message))
+
+    def _executed(self, request: Request, reply: dict[str, Any]) -> None:
+        stops = reply["status"] == "error" and request.content.get("stop_on_error", True)
+        # As the protocol has it: what was sent before the failure was known is not run. It is known with the reply.
+        waiting = self._wire.waiting("shell") if stops else []
+        self._answer(request, reply)
+        for request in waiting:
+            if request.kind != "execute_request":
+                self._kept.append(request)
+                continue
+            self._status("busy", request)
+            self._wire.reply(request, {"status": "aborted", "execution_count": self._count})
+            self._status("idle", request)
 
     def _execute_reply(self, message: dict[str, Any]) -> dict[str, Any]:
         if message.get("status") == "ok":
@@ -301,16 +314,6 @@ class Kernel:
         error = {"ename": "Error", "evalue": str(message.get("error", "")), "traceback": []}
         error |= {name: message[name] for name in error if name in message}
         return {"status": "error", "execution_count": self._count, "user_expressions": {}, "payload": [], **error}
-
-    def _abort_waiting(self) -> None:
-        """As the protocol has it: what was sent before the failure was known is not run."""
-        while request := self._wire.receive("shell"):
-            if request.kind != "execute_request":
-                self._begin(request)
-                return
-            self._status("busy", request)
-            self._wire.reply(request, {"status": "aborted", "execution_count": self._count})
-            self._status("idle", request)
 
 
 def _reply_to(request: Request, message: dict[str, Any]) -> dict[str, Any]:

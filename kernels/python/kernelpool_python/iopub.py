@@ -13,14 +13,20 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
-from ipykernel.iostream import IOPubThread, OutStream, logger
+from ipykernel.iostream import IOPubThread, logger
 from jupyter_client.session import Session
 
 MOST_WAITING = 32
 """Messages in line for the socket beyond which writers of text wait. Each is of bounded length (`streams`)."""
+FORK_WAITS = 3000
+"""Milliseconds at most for which a forked child waits until what it displays has been taken."""
+
+
+class Flushed(Protocol):
+    def flush_when_due(self) -> None: ...
 
 
 class EventfdIOPubThread(IOPubThread):
@@ -33,17 +39,18 @@ class EventfdIOPubThread(IOPubThread):
         self._corked = False
         self._emptied = threading.Event()
         self._flush_at: float | None = None
-        self._streams: list[OutStream] = []
+        self._streams: list[Flushed] = []
         super().__init__(socket, pipe=True, session=session)
         self.io_loop.close(all_fds=True)  # made by the base class, not used here
 
-    def add_stream(self, stream: OutStream) -> None:
+    def add_stream(self, stream: Flushed) -> None:
         self._streams.append(stream)
 
     def flush_within(self, seconds: float) -> None:
         """Have all streams flushed by this thread, at the latest in so many seconds."""
-        if self._flush_at is None:
-            self._flush_at = monotonic() + seconds
+        at = monotonic() + seconds
+        if self._flush_at is None or at < self._flush_at:
+            self._flush_at = at
             self._wake()
 
     @contextmanager
@@ -96,16 +103,29 @@ class EventfdIOPubThread(IOPubThread):
 
     def _setup_pipe_in(self) -> None:
         self._pipe_uuid = os.urandom(16)
-        self._from_forks = self.socket.context.socket(zmq.PULL)
+        self._from_forks = self.socket.context.socket(zmq.REP)
         self._from_forks.linger = 0
         self._from_forks.bind(self._fork_address)
 
     def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[bytes]]:
         context: zmq.Context[Any] = zmq.Context()
-        pipe = context.socket(zmq.PUSH)
-        pipe.linger = 3000
+        pipe = context.socket(zmq.REQ)
+        pipe.linger = FORK_WAITS
         pipe.connect(self._fork_address)
         return context, pipe
+
+    def _really_send(self, msg: Any, *args: Any, **kwargs: Any) -> None:
+        """A forked child goes on once its message is in line: its parent, which may wait for its end, ends the cell."""
+        if self._is_master_process():
+            super()._really_send(msg, *args, **kwargs)
+            return
+        context, pipe = self._setup_pipe_out()
+        try:
+            pipe.send_multipart([self._pipe_uuid, *msg], *args, **kwargs)
+            pipe.poll(FORK_WAITS)
+        finally:
+            pipe.close()
+            context.term()
 
     def _thread_main(self) -> None:
         poller = zmq.Poller()
@@ -125,13 +145,17 @@ class EventfdIOPubThread(IOPubThread):
         if self.socket in ready:
             self._handle_subscription(self.socket.recv_multipart(zmq.NOBLOCK))
         if self._from_forks in ready:
-            self._handle_pipe_msg(self._from_forks.recv_multipart(zmq.NOBLOCK))
+            message = self._from_forks.recv_multipart(zmq.NOBLOCK)
+            try:
+                self._handle_pipe_msg(message)
+            finally:
+                self._from_forks.send(b"")
 
     def _flush_due(self) -> None:
         if self._flush_at is not None and self._flush_at <= monotonic():
             self._flush_at = None
             for stream in self._streams:
-                stream._flush()
+                stream.flush_when_due()
 
     def _send_events(self) -> None:
         while self._events:

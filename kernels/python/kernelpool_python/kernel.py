@@ -183,7 +183,8 @@ class SessionKernel(IPythonKernel):
         if not in_main_thread():
             yield
             return
-        with self.streams.users(), self.iopub_thread.corked(False), self._interruptible():
+        # Whoever hears that the code has begun may interrupt it.
+        with self.streams.users(), self._interruptible(), self.iopub_thread.corked(False):
             yield
 
     async def do_execute(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class CapturedStream(OutStream):
         self._pipe_lock = threading.RLock()
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = 0
+        self._ends_line = self._was_due = False
         self._forks_line = ""
         super().__init__(session, pub_thread, name, **options)
         pub_thread.add_stream(self)
@@ -95,6 +96,16 @@ class CapturedStream(OutStream):
             self._flush()
             return True
 
+    def flush_when_due(self) -> None:
+        """By the clock. A line without an end gets one more interval: `print` writes the end of its line apart, and may
+        be held up before it."""
+        with self._buffer_lock:
+            if self._held and not self._ends_line and not self._was_due and self.pub_thread is not None:
+                self._was_due = True
+                self.pub_thread.flush_within(self.flush_interval)
+            else:
+                self._flush()
+
     def read_pipe(self) -> bool:
         """Take over what the pipe holds now, no matter who goes on writing. False at its end."""
         if self._fid is None:
@@ -117,6 +128,7 @@ class CapturedStream(OutStream):
                 self.other._flush()
             super().write(text)
             self._held += len(text)
+            self._ends_line = text.endswith("\n")
             if self._held > LONGEST_TEXT:
                 self._flush()
 
@@ -127,6 +139,7 @@ class CapturedStream(OutStream):
     def _flush(self) -> None:
         with self._buffer_lock:
             self._held = 0
+            self._was_due = False
             super()._flush()
 
     def _schedule_flush(self) -> None:

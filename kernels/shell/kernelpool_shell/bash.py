@@ -110,9 +110,11 @@ class Bash:
             with suppress(OSError):  # more than an ordinary user may have
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         setup = _SETUP.replace("ASKED", str(asked)).replace("TOLD", str(told)).replace("FILE", str(self._file))
-        # On one line of the prompt, from which bash counts those of a cell.
+        # On one line of the prompt, from which bash counts those of a cell. Where bash was only slow to start, the line
+        # is there twice, and an interrupt makes it read the second: that changes nothing then, and keeps `$?`.
         escaped = setup.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-        self._setup = f"eval $'{escaped}'\n".encode()
+        once = f"[[ ${{__kp_loop-}} ]] || builtin eval $'{escaped}'"
+        self._setup = f'  {{ __kp_was=$?; {once}; __kp_as "$__kp_was" && :; }} 2>/dev/null #\'\n'.encode()
         # The mutable state: the last cell's number, what it was asked, and the length of its code.
         self._number = 0
         self._asked = b""

@@ -211,14 +211,11 @@ class Kernel:
         request = self._request
         assert request is not None
         error = {"ename": name, "evalue": value, "traceback": [f"{name}: {value}" if value else name]}
+        # As the protocol has it: what was sent before the failure was known is not run.
+        waiting = self._wire.waiting("shell") if request.content.get("stop_on_error", True) else []
         self._wire.publish("error", error, request)
         self._answer(request, self._executed({"status": "error", **error}))
-        if request.content.get("stop_on_error", True):
-            self._abort_waiting()
-
-    def _abort_waiting(self) -> None:
-        """As the protocol has it: what was sent before the failure was known is not run."""
-        while request := self._wire.receive("shell"):
+        for request in waiting:
             if request.kind != "execute_request":
                 self._kept.append(request)
                 continue
