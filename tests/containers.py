@@ -91,7 +91,9 @@ class FakeContainers(FakeBackend):
         super().__init__()
         self._serve = serve
         self._folder = Path(tempfile.mkdtemp(prefix="kpc"))
-        self._open: dict[str, list[Close]] = {}
+        self._open: dict[str, asyncio.Task[list[Close]]] = {}
+        self._stops: list[asyncio.Future[None]] = []
+        """Of what died."""
         self.is_listening = asyncio.Event()
         """Whether something is behind the target port."""
         self.is_listening.set()
@@ -103,22 +105,29 @@ class FakeContainers(FakeBackend):
         sandbox = await super().create(spec)
         assert isinstance(sandbox, FakeSandbox)
         folder = self._folder / spec.id
-        await asyncio.to_thread(folder.mkdir)
         sandbox.address = UnixAddress(str(folder / APP_SOCKET))
-        knock = await raw(self._knocked)(str(folder / KNOCK_SOCKET))
-        self._open[spec.id] = [await self._serve(sandbox.address.path), knock]
-        sandbox.process.dead.add_done_callback(lambda _: asyncio.ensure_future(self.stop(spec.id)))
+        # A pool that closes cancels its starts, anywhere in here: what listens by then is for `aclose` to stop.
+        opening = self._open[spec.id] = asyncio.create_task(self._listen(folder))
+        await asyncio.shield(opening)
+        sandbox.process.dead.add_done_callback(lambda _: self._stops.append(asyncio.ensure_future(self.stop(spec.id))))
         return sandbox
 
     async def stop(self, id: str) -> None:
         """What listens there stops, whatever the rest of the sandbox does."""
-        for close in self._open.pop(id, []):
-            await close()
+        if (opening := self._open.pop(id, None)) is not None:
+            for close in await opening:
+                await close()
 
     async def aclose(self) -> None:
         for id in list(self._open):
             await self.stop(id)
+        await asyncio.gather(*self._stops)
         await asyncio.to_thread(shutil.rmtree, self._folder)
+
+    async def _listen(self, folder: Path) -> list[Close]:
+        await asyncio.to_thread(folder.mkdir)
+        knock = await raw(self._knocked)(str(folder / KNOCK_SOCKET))
+        return [await self._serve(str(folder / APP_SOCKET)), knock]
 
     async def _knocked(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_listening.is_set():

@@ -16,7 +16,7 @@ from typing import Any
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.connect import write_connection_file
 
-SECONDS = 30.0
+SECONDS = 60.0
 """No wait for a kernel is longer."""
 
 
@@ -32,8 +32,19 @@ class Cell:
         return str(self.reply["status"])
 
     @property
+    def whole(self) -> list[tuple[str, dict[str, Any]]]:
+        """The outputs, with neighbouring text of a stream as one: where it is cut is a matter of time."""
+        whole: list[tuple[str, dict[str, Any]]] = []
+        for kind, content in self.outputs:
+            if kind == "stream" and whole and whole[-1][1].get("name") == content["name"]:
+                whole[-1] = (kind, {**content, "text": whole[-1][1]["text"] + content["text"]})
+            else:
+                whole.append((kind, content))
+        return whole
+
+    @property
     def kinds(self) -> list[str]:
-        return [kind for kind, _ in self.outputs]
+        return [kind for kind, _ in self.whole]
 
     def text(self, name: str = "stdout") -> str:
         return "".join(
@@ -95,6 +106,18 @@ class Kernel:
             message = self.client.get_shell_msg(timeout=SECONDS)
             if message["parent_header"]["msg_id"] == request:
                 return dict(message["content"])
+
+    def ask_on_control(self, kind: str) -> None:
+        """Until it is answered; nobody reads outputs meanwhile."""
+        request = self.client.session.msg(kind, {})
+        self.client.control_channel.send(request)
+        while self.client.get_control_msg(timeout=SECONDS)["parent_header"]["msg_id"] != request["msg_id"]:
+            pass  # nobody has read the answer to an earlier one
+
+    def wait_until_received(self) -> None:
+        """Until the kernel has, unread, what was sent before: a message on control, which is answered while a cell
+        runs, comes behind it."""
+        self.ask_on_control("kernel_info_request")
 
     def wait_for_text(self, request: str, text: str) -> None:
         seen = ""

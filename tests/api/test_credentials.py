@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from kernelpool.auth.keyring import LOOK_SECONDS
 from tests.api.test_server import TOKEN, Running, fake_backends, gateway_of, settings_of
 from tests.issuer import AUDIENCE, Issuer, issuer_of
 
@@ -31,7 +32,7 @@ async def keys(state: Path, *arguments: str) -> Any:
 
 
 async def until_status(running: Running, token: str, status: int) -> None:
-    async with asyncio.timeout(NOTICED_SECONDS + 1):  # the machine may be busy
+    async with asyncio.timeout(30):
         while (await running.run("1", token=token))[0] != status:
             await asyncio.sleep(0.05)
 
@@ -58,6 +59,10 @@ async def test_a_key_made_beside_a_running_gateway_works_until_it_is_revoked(tmp
 
         await until_status(running, made["key"], 401)
         assert (await running.run("1"))[0] == 200
+
+
+def test_the_keys_are_looked_at_more_often_than_was_promised() -> None:
+    assert LOOK_SECONDS < NOTICED_SECONDS
 
 
 async def test_a_key_outlives_its_gateway(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ async def test_websockets_are_told_to_come_back(tmp_path: Path, monkeypatch: pyt
             await channel.send_str("hello")
             assert await channel.receive_str() == "hello"
             running.stop()
-            message = await channel.receive(10)
+            message = await channel.receive(30)
         await asyncio.wait_for(running.task, 20)
 
     assert message.type is aiohttp.WSMsgType.CLOSE

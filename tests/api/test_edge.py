@@ -472,7 +472,7 @@ async def test_a_client_that_leaves_a_synchronous_call_cancels_it(api: Api) -> N
             await asyncio.sleep(0.01)
 
     assert process.runs["left"].execution.cause == "canceled"
-    assert await api.works.wait_idle(5)
+    assert await api.works.wait_idle(30)
 
 
 async def test_a_client_that_leaves_an_asynchronous_call_leaves_it_running(api: Api) -> None:

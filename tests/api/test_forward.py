@@ -7,6 +7,7 @@ import base64
 import gzip
 import hashlib
 import io
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from kernelpool.agents.forward import Forward, forwarded
+from kernelpool.backends.base import UnixAddress
 from kernelpool.gateway import Principal
 from kernelpool.telemetry import SILENT, Telemetry
 from kernelpool.telemetry.audit import Action, Entry
@@ -365,12 +368,14 @@ async def test_a_silent_container_is_504(tmp_path: Path) -> None:
 
 
 async def test_a_container_that_falls_silent_in_the_middle_is_cut_off(tmp_path: Path) -> None:
+    """Its limit is one that a busy machine keeps until the middle."""
+
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(OK + b"Transfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
         await reader.read()
 
     async with (
-        containers_of(tmp_path, raw(handle), container={"silence": 1}) as api,
+        containers_of(tmp_path, raw(handle), container={"silence": 4}) as api,
         api.request("GET", "/x") as response,
     ):
         with pytest.raises(aiohttp.ClientPayloadError):
@@ -401,7 +406,7 @@ async def test_a_flood_of_tiny_chunks_slows_nobody_else(tmp_path: Path) -> None:
         for _ in range(5):
             assert await quick(api) == b"ok"
 
-        assert loop.time() - began < 5
+        assert loop.time() - began < 20
         reading.cancel()
 
 
@@ -413,6 +418,29 @@ async def test_a_container_that_answers_early_and_closes_is_heard(tmp_path: Path
     ):
         assert response.status == 413
         assert await response.text() == "big"
+
+
+async def test_a_container_that_closes_while_it_is_sent_something_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next piece is sent to nobody before what it said has been read."""
+    monkeypatch.chdir(tmp_path)  # paths of sockets are short
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("app.sock")
+        listening.listen()
+        listening.setblocking(False)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            container, _ = listening.accept()
+            container.setblocking(False)
+            with container:
+                container.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+            yield b"piece"
+
+        request = Forward("POST", "/x", body=pieces(), length=-1)
+        async with forwarded(UnixAddress("app.sock"), 8080, 60, request) as answer:
+            assert answer.status == 413
+            assert b"".join([chunk async for chunk in answer.chunks]) == b"big"
 
 
 async def test_a_container_whose_port_is_closed_is_502_and_the_session_goes_on(tmp_path: Path) -> None:
@@ -554,7 +582,7 @@ async def test_an_open_websocket_keeps_its_session_and_a_drain_ends_it(tmp_path:
             assert await socket.receive_str() == "STILL"
             assert [each.sandbox for each in await api.gateway.list_sessions(NOBODY, "python")] == [info.sandbox]
 
-            assert await api.sockets.close_all(5)
+            assert await api.sockets.close_all(30)
             assert (await socket.receive()).type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE)
 
 
@@ -615,6 +643,7 @@ async def test_what_was_passed_on_stands_in_the_audit_log(tmp_path: Path) -> Non
     telemetry = Telemetry(SILENT.observer, SILENT.tracing, Kept())
     async with containers_of(tmp_path, app(echoing), telemetry=telemetry) as api:
         await api.json("GET", "/secret/path")
+        assert await api.works.wait_idle(30)  # the last byte of the answer comes before the entry
 
     [entry] = entries
     assert (entry.action, entry.outcome, entry.pool) == (Action.FORWARD, "succeeded", "python")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from mcp_types import CallToolResult, TextContent, TextResourceContents
 from kernelpool.api.mcp import call
 from kernelpool.api.mcp.tools import tools_of
 from tests.api.conftest import TOKEN, Api, api_of
+from tests.api.test_mcp import let_go, running
 
 Mode = Literal["auto", "legacy"]
 ERAS: list[tuple[Mode, str]] = [("auto", "2026-07-28"), ("legacy", "2025-11-25")]
@@ -27,7 +29,7 @@ each_era = pytest.mark.parametrize(("mode", "version"), ERAS)
 @asynccontextmanager
 async def client_of(api: Api, mode: Mode, token: str = TOKEN) -> AsyncIterator[Client]:
     async with (
-        httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}) as http,
+        httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=60) as http,
         Client(streamable_http_client(f"{api.base}/mcp", http_client=http), mode=mode) as client,
     ):
         yield client
@@ -62,32 +64,50 @@ async def test_it_hears_of_progress(api: Api, monkeypatch: pytest.MonkeyPatch, m
 
     async def hear(progress: float, total: float | None, message: str | None) -> None:
         heard.append((progress, total, message))
+        if len(heard) == 3:
+            await let_go(api, "slow-1")
 
     async with client_of(api, mode) as client:
-        result = await client.call_tool(
-            "run_code", {"code": "import time\ntime.sleep(0.5)\n'done'"}, progress_callback=hear
-        )
+        arguments = {"code": "go = False\nwhile not go: pass\n'done'", "session": "slow-1"}
+        result = await client.call_tool("run_code", arguments, progress_callback=hear)
 
     assert text_of(result) == "'done'"
     assert len(heard) >= 3
     assert {most for _, most, _ in heard} == {60.0}
-    assert heard[0][2] == "Running for 0 s"
+    assert re.fullmatch(r"Running for \d+ s", heard[0][2] or "")
+
+
+@asynccontextmanager
+async def given_up_when_running(api: Api, identifier: str) -> AsyncIterator[None]:
+    """As a timeout that passes when something runs there."""
+
+    async def wait() -> None:
+        await running(api, identifier)
+        patience.reschedule(asyncio.get_running_loop().time())
+
+    async with asyncio.timeout(None) as patience:
+        waiting = asyncio.create_task(wait())
+        try:
+            yield
+        finally:
+            waiting.cancel()
 
 
 @each_era
 async def test_a_call_that_it_gives_up_on_ends(api: Api, mode: Mode, version: str) -> None:
+    session = {"session": "given-up"}
     async with client_of(api, mode) as client:
         with pytest.raises((TimeoutError, MCPError)):
-            async with asyncio.timeout(0.5):
-                await client.call_tool("run_code", {"code": "import time\ntime.sleep(60)"})
+            async with given_up_when_running(api, "given-up"):
+                await client.call_tool("run_code", {"code": "import time\ntime.sleep(60)", **session})
 
         async with asyncio.timeout(30):
-            assert text_of(await client.call_tool("run_code", {"code": "'free'"})) == "'free'"
+            assert text_of(await client.call_tool("run_code", {"code": "'free'", **session})) == "'free'"
 
 
 @each_era
 async def test_calls_at_once_do_not_wait_for_each_other(api: Api, mode: Mode, version: str) -> None:
-    async with client_of(api, mode) as client, asyncio.timeout(20):
+    async with client_of(api, mode) as client, asyncio.timeout(60):
         slow = [
             client.call_tool("run_code", {"code": f"import time\ntime.sleep(1)\n{n}", "session": f"many-{n}"})
             for n in range(5)

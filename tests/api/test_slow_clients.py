@@ -8,6 +8,7 @@ import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
 async def connected(api: Api) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield reader, writer
     finally:
         writer.close()
@@ -92,19 +93,21 @@ async def test_a_body_that_drips_is_closed_at_its_time(api: Api, framing: str) -
         dripping.cancel()
 
 
-async def test_a_body_that_comes_slowly_but_steadily_is_taken(api: Api) -> None:
-    body = b'{"code":"1"}' + b" " * 8000
-    async with connected(api) as (reader, writer):
+async def test_a_body_that_comes_slowly_but_steadily_is_taken(tmp_path: Path) -> None:
+    pace = Pace(stall_seconds=3.0, least=1024)  # more than a slow machine adds to a pause
+    body = b'{"code":"1"}' + b" " * 12_000
+    async with api_of(tmp_path, server={"pace": pace}) as api, connected(api) as (reader, writer):
         writer.write((POST + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n").encode())
         for start in range(0, len(body), 1500):
             writer.write(body[start : start + 1500])
-            await asyncio.sleep(QUICK.stall_seconds / 2)
+            await asyncio.sleep(pace.stall_seconds / 7)
 
         assert b" 200 " in await closed(reader)
 
 
 async def test_time_that_the_gateway_takes_is_not_held_against_the_client(api: Api) -> None:
-    async with asyncio.timeout(20):
+    api.server._pace = replace(QUICK, head_seconds=20)
+    async with asyncio.timeout(60):
         running = asyncio.create_task(api.run("while True: pass", identifier="slow-2"))
         process = await api.process("slow-2")
         while not process.status().running:
@@ -117,9 +120,8 @@ async def test_time_that_the_gateway_takes_is_not_held_against_the_client(api: A
 
 async def test_a_reader_that_takes_nothing_of_its_answer_is_closed(api: Api, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "kernelpool.api")
-    for number in range(6):
-        async with api.request("PUT", f"/files/{number}.bin/content", data=b"\0" * (1 << 20)) as response:
-            assert response.status == 200, await response.text()
+    process = await api.process()
+    process.files |= {f"{number}.bin": (b"\0" * (1 << 20), 0.0) for number in range(6)}
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.setblocking(False)
@@ -129,13 +131,14 @@ async def test_a_reader_that_takes_nothing_of_its_answer_is_closed(api: Api, cap
         for number in range(6):
             path = f"/pools/python/files/{number}.bin/content?identifier=abcd-1&api-version={VERSION}"
             await loop.sock_sendall(client, f"GET {path} {head}".encode())
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while "client reads too slowly" not in caplog.text:
                 await asyncio.sleep(0.01)
-    assert await api.works.wait_idle(10)
+    assert await api.works.wait_idle(60)
 
 
 async def test_many_slow_connections_harm_nobody_and_are_all_closed(api: Api) -> None:
+    api.server._pace = replace(QUICK, head_seconds=1.5, stall_seconds=1.5)  # enough for the one that is quick
     async with AsyncExitStack() as stack:
         readers = []
         for number in range(MANY):
@@ -164,6 +167,7 @@ async def test_the_soft_limit_of_open_files_is_raised_to_the_hard_one() -> None:
 async def test_without_files_accepting_rests_and_goes_on_when_there_are_some(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    api.server._pace = Pace()
     attempts = 0
     original = Listener._accept
 

@@ -95,7 +95,7 @@ async def test_a_streamed_execution_runs_on_when_its_client_leaves(api: Api) -> 
                     break
         response.close()
 
-    assert await api.works.wait_idle(10)
+    assert await api.works.wait_idle(60)
     assert not process.runs["s-3"].execution.state.is_final
 
 

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from kernelpool.api import make_application
 from kernelpool.api.edge import EdgePolicy
 from kernelpool.api.routes import template
+from kernelpool.gateway import Principal
 from kernelpool.models import AgentStatus, ExecuteRequest
 from kernelpool.telemetry import Telemetry
 from kernelpool.telemetry.audit import Entry
@@ -96,6 +97,7 @@ async def test_metrics_want_a_token_as_all_else(watched: Api) -> None:
 
 
 async def test_what_happened_is_counted(watched: Api) -> None:
+    await until(lambda: watched.gateway.pool(Principal("test"), "python").ready)
     await watched.run("1 + 1")
     await watched.run("1 / 0")
     await watched.json("POST", "/files", **multipart(b"x" * 1000, name="a.txt"))
@@ -160,6 +162,7 @@ async def test_the_callers_trace_is_the_trace(watched: Api, lines: Any, route: s
     answer = await watched.json("GET", route, 404, headers={"traceparent": TRACEPARENT, "tracestate": "a=b"})
 
     assert answer["error"]["traceId"] == TRACE
+    await until(lambda: [line for line in lines() if line["event"] == "request"])  # after the answer
     (access,) = [line for line in lines() if line["event"] == "request"]
     assert access["trace_id"] == TRACE
 

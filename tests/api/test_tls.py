@@ -53,11 +53,11 @@ def files(tmp_path: Path) -> Files:
 
 
 @asynccontextmanager
-async def tls_api(folder: Path, certificates: Certificates) -> AsyncIterator[Api]:
+async def tls_api(folder: Path, certificates: Certificates, **server: Any) -> AsyncIterator[Api]:
     edge = EdgePolicy(("sessions.test", "127.0.0.1"), hsts=True)
     async with (
         certificates.watched(0.05),
-        api_of(folder / "journal", edge=edge, server={"tls": certificates, "pace": QUICK}) as served,
+        api_of(folder / "journal", edge=edge, server={"tls": certificates, **server}) as served,
     ):
         yield served
 
@@ -68,7 +68,7 @@ async def connected(
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="sessions.test")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield reader, writer
     finally:
         writer.transport.abort()
@@ -109,7 +109,7 @@ async def test_old_versions_of_tls_are_refused(tmp_path: Path, files: Files) -> 
 
 @pytest.mark.parametrize("hello", [b"", b"\x16\x03\x01\x02\x00\x01", b"GET / HTTP/1.1\r\n\r\n"])
 async def test_a_handshake_that_does_not_come_to_an_end_is_cut_off(tmp_path: Path, files: Files, hello: bytes) -> None:
-    async with tls_api(tmp_path, Certificates(files.certificate, files.key)) as api:
+    async with tls_api(tmp_path, Certificates(files.certificate, files.key), pace=QUICK) as api:
         with suppress(ConnectionResetError):
             assert b"200" not in await api.raw(hello)
 
@@ -123,7 +123,7 @@ async def test_a_renewed_certificate_is_used_for_new_connections_and_old_ones_li
             writer.write(HEALTH.replace(b"Connection: close\r\n", b""))
             await reader.readuntil(b'"alive"}')
             files.renew()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 while await serial(api.port, files) == before:
                     await asyncio.sleep(0.01)
             writer.write(HEALTH)
@@ -141,13 +141,13 @@ async def test_a_broken_file_leaves_the_old_certificate_and_is_told_of(
             trustme.CA().issue_cert("x.test").private_key_pem.write_to_path(str(files.key))
         else:
             files.certificate.write_text(broken)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while "certificate not reloaded" not in caplog.text:
                 await asyncio.sleep(0.01)
 
         assert await serial(api.port, files) == before
         files.renew()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             while await serial(api.port, files) == before:
                 await asyncio.sleep(0.01)
 

@@ -19,7 +19,7 @@ from kernelpool.models import AgentConfig
 from tests.fakes import FakeAgent, FakeProcess
 
 REPOSITORY = Path(__file__).parents[2]
-BOOT = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from kernelpool.agent.main import main; main()"
+BOOT = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); {{}}from kernelpool.agent.main import main; main()"
 LAUNCHER = REPOSITORY / "kernels" / "python" / "launch.py"
 SHELL_LAUNCHER = REPOSITORY / "kernels" / "shell" / "launch.py"
 
@@ -29,8 +29,9 @@ def kernel_argv(launcher: Path = LAUNCHER) -> tuple[str, ...]:
 
 
 @asynccontextmanager
-async def real_agent(*, launcher: Path = LAUNCHER, **settings: object) -> AsyncIterator[HttpAgent]:
-    """The agent's program outside of any sandbox, with a kernel of ours, in directories of its own."""
+async def real_agent(*, launcher: Path = LAUNCHER, first: str = "", **settings: object) -> AsyncIterator[HttpAgent]:
+    """The agent's program outside of any sandbox, with a kernel of ours, in directories of its own. `first` is Python
+    that it begins with."""
     with tempfile.TemporaryDirectory(prefix="kp-") as folder, tempfile.TemporaryDirectory(prefix="kp-") as workspace:
         env = {"HOME": workspace, "PATH": os.environ["PATH"], "LANG": "C.UTF-8"}
         env |= {"MPLCONFIGDIR": f"{folder}/mpl", "IPYTHONDIR": f"{folder}/ipython"}
@@ -45,7 +46,7 @@ async def real_agent(*, launcher: Path = LAUNCHER, **settings: object) -> AsyncI
         file, sock = Path(folder, "config.json"), f"{folder}/agent.sock"
         file.write_text(json.dumps(asdict(config)))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", BOOT, "--listen", f"unix:{sock}", "--config", str(file)
+            sys.executable, "-I", "-c", BOOT.format(first), "--listen", f"unix:{sock}", "--config", str(file)
         )
         agent = HttpAgent(UnixAddress(sock), "secret")
         try:

@@ -23,7 +23,7 @@ class Forwarder:
         listening: Future[int] = Future()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=[self._serve(listening)])
         self._thread.start()
-        self.host = f"tcp://127.0.0.1:{listening.result(timeout=10)}"
+        self.host = f"tcp://127.0.0.1:{listening.result(timeout=60)}"
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._closing.set)

@@ -55,9 +55,15 @@ class Relay:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it was cut just after it had accepted this one
+            writer.transport.abort()
+            return
+        self._writers.add(writer)
         engine_reader, engine_writer = await asyncio.open_unix_connection(self._engine)
-        self._writers |= {writer, engine_writer}
+        self._writers.add(engine_writer)
         try:
+            if writer.is_closing():  # it was cut meanwhile
+                return
             await asyncio.gather(self._ask(reader, engine_writer), self._answer(engine_reader, engine_writer, writer))
         finally:
             self._writers -= {writer, engine_writer}

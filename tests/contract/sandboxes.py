@@ -86,7 +86,7 @@ def spec(id: str | None = None, **limits: int) -> SandboxSpec:
     )
 
 
-async def ask(sandbox: Sandbox, code: str, *, timeout: float = 30) -> str:
+async def ask(sandbox: Sandbox, code: str, *, timeout: float = 60) -> str:
     """The output of `code`, run in the sandbox beside its agent, without the exit status when that is 0."""
     assert isinstance(sandbox.address, UnixAddress)
     async with asyncio.timeout(timeout):
@@ -314,7 +314,7 @@ def _abandon(kit: str, id: str, *arguments: str) -> None:
         "asyncio.run(main())\n"
     )
     argv = [sys.executable, "-c", code, id, *arguments]
-    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
     assert done.returncode == -9, done.stderr
 
 

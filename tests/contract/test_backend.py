@@ -180,11 +180,13 @@ async def test_code_that_eats_memory_is_killed_and_the_agent_lives(memory_is_lim
     sandbox = await backend.create(spec())
     free = _available_memory()
 
-    answer = await ask(sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))", timeout=60)
+    answer = await ask(sandbox, "x = []\nwhile True: x.append(bytearray(1 << 20))")
 
     assert answer.endswith("[-9]")
     assert await ask(sandbox, "print('alive')") == "alive"
-    assert _available_memory() > free - (256 << 20)
+    async with asyncio.timeout(60):  # others on this machine take some as well, for a while
+        while _available_memory() <= free - (256 << 20):
+            await asyncio.sleep(0.1)
 
 
 async def test_memory_that_no_resource_limit_counts_is_limited_too(memory_is_limited: None, backend: Backend) -> None:
@@ -196,7 +198,6 @@ async def test_memory_that_no_resource_limit_counts_is_limited_too(memory_is_lim
         "fds = [os.memfd_create(str(number)) for number in range(64)]\n"
         "for fd in fds:\n"
         "    for _ in range(16): os.write(fd, bytes(1 << 20))\n",
-        timeout=60,
     )
 
     assert answer.endswith("[-9]")
@@ -214,7 +215,7 @@ async def test_a_sandbox_without_memory_for_its_agent_says_so(memory_is_limited:
     )
 
     with contextlib.suppress(ConnectionError):
-        await ask(sandbox, fill, timeout=60)
+        await ask(sandbox, fill)
 
     async with asyncio.timeout(60):
         assert await sandbox.wait_dead() == "out of memory"
@@ -223,9 +224,7 @@ async def test_a_sandbox_without_memory_for_its_agent_says_so(memory_is_limited:
 async def test_a_fork_bomb_stays_in_its_sandbox(kit: Kit, backend: Backend) -> None:
     before = kit.traces()
     bombed, other = await asyncio.gather(backend.create(spec()), backend.create(spec()))
-    bomb = asyncio.create_task(
-        ask(bombed, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", timeout=60)
-    )
+    bomb = asyncio.create_task(ask(bombed, "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"))
     async with asyncio.timeout(60):
         while kit.shows_processes and len([one for one in kit.traces() - before if one.startswith("process")]) < 50:
             await asyncio.sleep(0.05)

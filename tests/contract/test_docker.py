@@ -291,9 +291,10 @@ async def test_what_a_start_had_made_when_the_engine_went_away_goes_when_it_is_b
 
 async def test_what_an_overloaded_engine_did_not_remove_in_time_is_removed_later(runc: DockerKit, relay: Relay) -> None:
     before = runc.traces()
-    async with runc.backend(settings=DockerSettings(host=relay.host, call_timeout=1)) as backend:
-        await backend.adopt()
-        sandbox = await backend.create(spec())
+    async with runc.backend(settings=DockerSettings(host=relay.host)) as backend:  # to start one may take longer
+        await backend.create(spec())
+    async with runc.backend(settings=DockerSettings(host=relay.host, call_timeout=5)) as backend:
+        [sandbox] = await backend.adopt()
         relay.deaf_to = b"DELETE "
 
         async with asyncio.timeout(60):
@@ -392,7 +393,7 @@ asyncio.run(main())
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 

@@ -28,7 +28,7 @@ open("/tmp/forwarder.py", "w").write({Path(forwarder.__file__).read_text()!r})
 program = subprocess.Popen([sys.executable, "-I", "-S", "/tmp/forwarder.py", {SOCKET_INSIDE!r}])
 os.environ.update({forwarder.environment()!r})
 def until_open():
-    for _ in range(500):
+    for _ in range(2000):
         try: return socket.create_connection(("127.0.0.1", 3128), 5).close()
         except ConnectionRefusedError: time.sleep(0.02)
 until_open()

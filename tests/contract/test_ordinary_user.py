@@ -30,7 +30,7 @@ def _interpreter() -> str | None:
 
 @extra
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_backend_suite_passes_as_an_ordinary_user() -> None:
     python = _interpreter()
     if os.geteuid() != 0:
@@ -54,7 +54,7 @@ def test_backend_suite_passes_as_an_ordinary_user() -> None:
         extra_groups=[],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=880,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import pytest
 import requests
 import websocket
 
-from tests.e2e.gateways import SECONDS
+from tests.e2e.gateways import SECONDS, free_port
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
@@ -113,9 +112,3 @@ def json_at(url: str) -> Any:
         return requests.get(url, timeout=SECONDS).json()
     except requests.ConnectionError:
         return None
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

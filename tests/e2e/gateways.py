@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -59,13 +61,11 @@ class Gateway:
 
         Its sandboxes are not warmed up, which is most of the work in starting one. Those of `test_docker` are.
         """
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.state = state
         self.log = folder / f"gateway-{self.port}.log"
         self.name = name
-        settings = {"ready": 2, "max_sessions": 12, "warmup": False, **pool}
+        settings = {"ready": 2, "max_sessions": 12, "warmup": False, "allocation_timeout": 120, **pool}
         if settings.get("backend") != "docker":
             lend_trees(state, str(settings.get("runtime", "python")))
         ours = {"host": "127.0.0.1", "port": self.port, "state_dir": str(state), "token": TOKEN}
@@ -123,7 +123,7 @@ class Gateway:
             self.signal(signal.SIGTERM)
             self.wait()
         command = [sys.executable, "-m", "kernelpool", "--log-level", "error", "cleanup"]
-        subprocess.run(command, env=self._environment, cwd=self.log.parent, check=True, timeout=SECONDS)
+        subprocess.run(command, env=self._environment, cwd=self.log.parent, check=True, timeout=4 * SECONDS)
 
     def traces(self) -> list[str]:
         """What it must not have left once it was stopped: records, groups, mounts, sockets, processes."""
@@ -132,7 +132,7 @@ class Gateway:
         # Not by glob, which fails when a group of somebody else's goes meanwhile.
         left += [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup") if f"/{tag}-" in folder]
         tables = [Path(name).read_text().splitlines() for name in ("/proc/self/mountinfo", "/proc/net/unix")]
-        lines = [line for lines in tables for line in lines if str(self.state) in line]
+        lines = [line for lines in tables for line in lines if f"{self.state}/" in line]
         processes = [_command(pid) for sandbox in self.seen for pid in sandbox_processes(sandbox)]
         return [*map(str, left), *lines, *processes, *self._containers()]
 
@@ -150,7 +150,7 @@ class Gateway:
         return answer
 
     def wait_warm(self) -> None:
-        until(lambda: self.pool()["ready"] > 0 and self.pool()["starting"] == 0)
+        until(lambda: (now := self.pool())["ready"] > 0 and now["starting"] == 0, seconds=2 * SECONDS)
 
     def wait_ready(self) -> None:
         """Until the next session would not have to wait."""
@@ -255,7 +255,7 @@ class Background:
         return self._thread.is_alive()
 
     def __call__(self) -> Any:
-        self._thread.join(SECONDS)
+        self._thread.join(2 * SECONDS)
         assert self._result, "it does not come back"
         if isinstance(self._result[0], BaseException):
             raise self._result[0]
@@ -266,6 +266,15 @@ class Background:
             self._result.append(self._call())
         except BaseException as error:
             self._result.append(error)
+
+
+def free_port() -> int:
+    """Below those that the kernel gives away: whoever connects somewhere meanwhile does not get it by chance."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def in_background(call: Callable[[], Any]) -> Background:

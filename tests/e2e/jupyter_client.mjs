@@ -62,7 +62,7 @@ const seen = { path: `folder/${process.pid}.ipynb` };
 setTimeout(() => {
   process.stderr.write(`it waits; until then ${JSON.stringify({ ...seen, complaints })}`);
   process.exit(1);
-}, 80_000);
+}, 220_000);
 
 // --- a session
 const specs = new KernelSpecManager({ serverSettings });

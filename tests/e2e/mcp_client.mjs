@@ -15,7 +15,14 @@ const run = (code, options) => client.callTool({ name: "run_code", arguments: { 
 await client.connect(transport);
 const { tools } = await client.listTools();
 const plot = await run("import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('drawn')");
-const slow = await run("import time\ntime.sleep(4)\n'slept'", { onprogress: (event) => progress.push(event.message) });
+// It ends once it was heard of.
+let touched;
+const onprogress = (event) => {
+  progress.push(event.message);
+  touched ??= client.callTool({ name: "run_command", arguments: { command: "touch /tmp/go" } });
+};
+const slow = await run("import os, time\nwhile not os.path.exists('/tmp/go'): time.sleep(0.05)\n'slept'", { onprogress });
+await touched;
 const gaveUp = await run("import time\ntime.sleep(60)", { timeout: 1500 }).catch((error) => String(error));
 const failed = await run("1 / 0");
 const { resources } = await client.listResources();

@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager, suppress
 class Proxy:
     """Passes bytes on, until it sees some: then it resets that connection, as often as it was told to."""
 
+    silent_after = b""
+    """A client that has sent this hears nothing any more on that connection."""
+
     def __init__(self, target: int, cut_at: bytes, times: int) -> None:
         self._target = target
         self._cut_at = cut_at
@@ -24,27 +27,34 @@ class Proxy:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        upward = asyncio.create_task(self._upward(reader, upstream_writer))
+        silent = asyncio.Event()
+        upward = asyncio.create_task(self._upward(reader, upstream_writer, silent))
         try:
-            await self._downward(upstream_reader, writer)
+            await self._downward(upstream_reader, writer, silent)
         finally:
             upward.cancel()
             writer.transport.abort()
             upstream_writer.transport.abort()
 
-    async def _upward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _upward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event) -> None:
         while data := await reader.read(65536):
             self.received += data
+            if self.silent_after and self.silent_after in data:
+                silent.set()
             writer.write(data)
             await writer.drain()
 
-    async def _downward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _downward(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silent: asyncio.Event
+    ) -> None:
         seen = b""
         while data := await reader.read(65536):
             seen += data
             if self.left and self._cut_at in seen:
                 self.left -= 1
                 return
+            if silent.is_set():
+                continue
             writer.write(data)
             with suppress(ConnectionError):
                 await writer.drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Make
-from tests.e2e.gateways import SECONDS, TOKEN, Gateway, Session, until
+from tests.e2e.gateways import SECONDS, TOKEN, Gateway, Session, in_background, until
 from tests.extra import extra
 
 
@@ -34,7 +35,7 @@ class Shell:
     def __call__(self, *arguments: str, input: bytes = b"", code: int = 0) -> bytes:
         """What it prints to stdout; to stderr when it is to fail."""
         process = self.start(*arguments)
-        out, err = process.communicate(input, timeout=SECONDS)
+        out, err = process.communicate(input, timeout=2 * SECONDS)
         assert process.returncode == code, (
             f"{process.returncode}: {out.decode()}\n{err.decode()}"
         )  # whole, however long
@@ -43,6 +44,10 @@ class Shell:
 
     def json(self, *arguments: str, **rest: Any) -> Any:
         return json.loads(self(*arguments, "--json", **rest))
+
+
+PATIENT = ("allocation_timeout=120", "warmup=false")
+"""Settings of a pool where nothing is ready: a sandbox takes its time on a busy machine."""
 
 
 def is_free(session: Session) -> bool:
@@ -200,7 +205,7 @@ def test_pools_are_listed_and_shown(kernelpool: Shell) -> None:
 
 
 def test_a_pool_is_made_changed_and_deleted(kernelpool: Shell) -> None:
-    made = kernelpool.json("pools", "create", "made", "ready=0", "limits.memory=512Mi", "tags.team=a")
+    made = kernelpool.json("pools", "create", "made", "ready=0", *PATIENT, "limits.memory=512Mi", "tags.team=a")
     assert (made["settings"]["limits"]["memory"], made["settings"]["tags"]) == (512 << 20, {"team": "a"})
     try:
         assert kernelpool.json("pools", "update", "made", "cooldown=20")["settings"]["cooldown"] == 20
@@ -361,11 +366,26 @@ def test_a_session_is_exported_as_a_notebook(kernelpool: Shell, identifier: str)
 def test_ctrl_c_cancels_the_cell_that_runs(kernelpool: Shell, session: Session) -> None:
     written(kernelpool.folder, "slow.ipynb", "import time; time.sleep(60)", "2")
     session.run("1")
-    process = kernelpool.start("notebook", "run", "slow.ipynb", "-o", "out.ipynb", "-s", session.identifier)
-    until(lambda: session.request("GET", "/executions").json()["value"][-1]["origin"] == "notebook")
+    # That the gateway has begun says not that the command has heard of it: what runs is what it shows on a terminal.
+    kernelpool.environment["TERM"] = "xterm"
+    master, terminal = os.openpty()
+    command = ("notebook", "run", "slow.ipynb", "-o", "out.ipynb", "-s", session.identifier)
+    process = kernelpool.start(*command, stderr=terminal)
+    os.close(terminal)
+    shown = bytearray()
+
+    def look() -> None:
+        with contextlib.suppress(OSError):  # nobody is at the other end any more
+            while data := os.read(master, 4096):
+                shown.extend(data)
+
+    looking = in_background(look)
+    until(lambda: b"time.sleep" in shown)
 
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=SECONDS)
+    looking()
+    os.close(master)
 
     assert process.returncode == 130
     assert is_free(session)
@@ -418,7 +438,9 @@ def test_what_a_sandbox_prints_does_not_steer_the_terminal(kernelpool: Shell, id
     process = kernelpool.start("exec", "-s", identifier, code, stdout=terminal)
     process.communicate(timeout=SECONDS)
 
-    shown = os.read(master, 1000)
+    shown = b""
+    while not shown.endswith(b"\n"):  # a line and its end may come one after the other
+        shown += os.read(master, 1000)
     os.close(terminal)
     os.close(master)
     assert shown == b"]0;title\x1b[31mred\x1b[0m5n\r\n"

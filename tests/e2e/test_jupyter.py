@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -41,8 +42,9 @@ def client(server: Server, kernel: Json, request: pytest.FixtureRequest) -> Iter
 def test_a_cell_is_told_from_its_beginning_to_its_end(client: Client) -> None:
     seen = client.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\n1 + 1")
 
-    assert sorted(kinds(seen)) == sorted(
-        ["status", "execute_input", "stream", "stream", "execute_result", "execute_reply", "status"]
+    # A text may come in pieces: the kernel sends what it has every now and then.
+    assert sorted(kind for kind in kinds(seen) if kind != "stream") == sorted(
+        ["status", "execute_input", "execute_result", "execute_reply", "status"]
     )
     assert (text_of(seen), text_of(seen, "stderr")) == ("out\n", "err\n")
     assert {each["channel"] for each in seen if each["msg_type"] == "execute_reply"} == {"shell"}
@@ -136,8 +138,12 @@ def test_the_kernel_answers_what_editors_ask(client: Client) -> None:
     assert "def f(a)" in history["history"][-1][2]
 
 
-def test_queued_cells_are_aborted_after_a_failure(client: Client) -> None:
-    ids = [client.execute(code) for code in ("1 / 0", "print('never')")]
+def test_queued_cells_are_aborted_after_a_failure(server: Server, kernel: Json, client: Client) -> None:
+    session = server.gateway.session(kernel["identifier"])
+    fails = "import os, time\nwhile not os.path.exists('go'): time.sleep(0.01)\n1 / 0"
+    ids = [client.execute(code) for code in (fails, "print('never')")]
+    until(lambda: len(session.request("GET", "/executions").json()["value"]) == 2)
+    session.upload("go", b"")
 
     replies = [next(m for m in client.finish(id) if m["msg_type"] == "execute_reply") for id in ids[:1]]
     replies.append(client.until("execute_reply", ids[1]))
@@ -396,7 +402,8 @@ def test_a_sandbox_that_dies_is_a_dead_kernel(server: Server, kernel: Json, clie
     session = server.gateway.session(kernel["identifier"])
     session.run("1")
     for pid in sandbox_processes(session.sandbox):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it went with the one before it
+            os.kill(pid, signal.SIGKILL)
 
     client.until("status", execution_state="dead")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.browser import Page, free_port, json_at, opened, running, until
-from tests.e2e.gateways import TOKEN, Gateway
+from tests.e2e.browser import Page, json_at, opened, running, until
+from tests.e2e.gateways import TOKEN, Gateway, free_port
 
 CELLS = (
     "import os; print('runs in', os.getcwd())",
@@ -67,5 +67,5 @@ def test_a_cell_of_jupyterlab_shows_its_plot(gateway: Gateway, page: Page, tmp_p
 
     (tmp_path / "screenshot.png").write_bytes(base64.b64decode(page.call("Page.captureScreenshot")["data"]))
     assert printed.strip() == "runs in /mnt/data"
-    assert page.value(STATUS) == "idle"
+    page.until(f"{STATUS} === 'idle'")
     assert page.value("window.jupyterapp.serviceManager.kernelspecs.specs.default") == "python"

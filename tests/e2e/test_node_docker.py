@@ -49,6 +49,7 @@ def node(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         backend="docker",
         oci_runtime=request.param,
         ready=1,
+        interrupt_grace=30,
         max_sessions=8,
     )
     gateway.start()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ def test_one_trace_from_the_caller_into_the_kernel(watched: Watched) -> None:
 
     session.run("import time; time.sleep(0.2)", headers={"traceparent": f"00-{TRACE}-{CALLER}-01"})
     until(lambda: len(watched.collector.of_trace(TRACE)) >= 4)
+    until(watched.audited)  # written beside the answer
 
     spans = watched.collector.of_trace(TRACE)
     server, allocate, execute, kernel = (
@@ -140,7 +142,8 @@ def live_through_everything(session: Session) -> None:
     # A sandbox that dies at once: what is told of it, and of the call that it took along.
     session.run(f"{CODE} = 3")
     for pid in sandbox_processes(session.sandbox):
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):  # it went with the one before it
+            os.kill(pid, 9)
     session.request("POST", "/executions", json={"code": CODE})
 
 

@@ -25,7 +25,7 @@ def _interpreter() -> str | None:
 
 @extra
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_stories_hold_for_an_ordinary_user() -> None:
     python = _interpreter()
     if os.geteuid() != 0:
@@ -55,7 +55,7 @@ def test_the_stories_hold_for_an_ordinary_user() -> None:
         extra_groups=[],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=580,
     )
 
     assert done.returncode == 0, done.stdout + done.stderr

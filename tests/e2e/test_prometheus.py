@@ -16,7 +16,8 @@ import requests
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from tests.e2e.gateways import TOKEN, Gateway, state_of, until
+from tests.e2e.browser import until
+from tests.e2e.gateways import TOKEN, Gateway, state_of
 from tests.promtool import needs_prometheus, needs_promtool, promtool
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -129,7 +130,8 @@ def test_every_expression_has_an_answer_and_names_what_there_is(prometheus: Prom
 @needs_prometheus
 def test_numbers_are_those_of_what_was_done(prometheus: Prometheus) -> None:
     def value(expression: str) -> float:
-        [series] = prometheus.query(expression)
+        # After a scrape that took too long there is nothing until the next.
+        [series] = until(lambda: prometheus.query(expression))
         return float(series["value"][1])
 
     assert value('kernelpool_executions_total{outcome="timed_out"}') == 1

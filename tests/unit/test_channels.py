@@ -38,7 +38,7 @@ async def test_the_end_is_told_after_all_that_came_before_it(context: Context, t
     # From here on the loop stands still until the kernel's end is closed.
     for number in range(count):
         socket.send(str(number).encode())
-    socket.close(linger=2000)
+    socket.close(linger=30_000)
     kernel.term()
 
     async with asyncio.timeout(30):

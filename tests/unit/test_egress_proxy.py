@@ -23,8 +23,6 @@ from kernelpool.egress.ledger import Ledger
 from kernelpool.egress.proxy import ProxyLimits
 from tests.egress import Names, Outside, certificates, door_of, outside
 
-QUICK = ProxyLimits(head=0.3, connect=1, flow=FlowLimits(idle=0.4))
-
 
 def get(host: str, port: int, path: str = "/", headers: str = "") -> bytes:
     return f"GET http://{host}:{port}{path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode()
@@ -409,13 +407,13 @@ async def test_what_is_no_tls_does_not_pass_at_the_port_of_tls(monkeypatch: pyte
 
 @pytest.mark.parametrize("words", [b"", b"GET http://a.te", connect("a.test", 80)[:-2]])
 async def test_a_head_that_does_not_come_is_waited_for_so_long_and_no_longer(words: bytes) -> None:
-    async with door_of("a.test", limits=QUICK) as door:
+    async with door_of("a.test", limits=ProxyLimits(head=0.3)) as door:
         assert (await door.ask(words)).startswith(b"HTTP/1.1 408 ")
 
 
 async def test_a_tunnel_in_which_nothing_moves_is_ended() -> None:
-    names = Names(a_test=["127.0.0.1"])
-    async with outside().running() as world, door_of(f"a.test:{world.port}", names=names, limits=QUICK) as door:
+    limits, names = ProxyLimits(flow=FlowLimits(idle=0.4)), Names(a_test=["127.0.0.1"])
+    async with outside().running() as world, door_of(f"a.test:{world.port}", names=names, limits=limits) as door:
         assert await door.ask(connect("a.test", world.port)) == b"HTTP/1.1 200 Connection established\r\n\r\n"
         await door.until(lambda: door.told[-1].over)
 
@@ -473,8 +471,8 @@ async def test_no_sandbox_may_have_more_connections_than_are_left_for_others() -
 # --- what is told
 
 
-async def test_a_flood_of_decisions_is_counted_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernelpool.egress.ledger._SUM_SECONDS", 0.01)
+@pytest.mark.usefixtures("virtual_clock")
+async def test_a_flood_of_decisions_is_counted_and_not_told() -> None:
     told: list[Decision] = []
 
     def send(decision: Decision) -> bool:

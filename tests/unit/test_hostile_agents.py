@@ -223,6 +223,7 @@ async def test_a_flood_of_empty_lines_leaves_others_their_turn(tmp_path: Path) -
     assert turns >= seen
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_status_that_trickles_has_an_end(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEADERS)
@@ -236,6 +237,7 @@ async def test_a_status_that_trickles_has_an_end(tmp_path: Path) -> None:
             await agent.status()
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_an_upload_of_which_nothing_is_taken_has_an_end(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         reader._transport.pause_reading()  # type: ignore[attr-defined]
@@ -250,6 +252,7 @@ async def test_an_upload_of_which_nothing_is_taken_has_an_end(tmp_path: Path) ->
             await agent.write_file(WorkspacePath.parse("a"), chunks())
 
 
+@pytest.mark.usefixtures("virtual_clock")
 async def test_a_slow_source_is_no_fault_of_the_agent(tmp_path: Path) -> None:
     async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"0\r\n\r\n")

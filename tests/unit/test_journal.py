@@ -64,7 +64,7 @@ class SlowDisk(Journal):
 
     def _write(self, record: Record) -> None:
         self.began.set()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         super()._write(record)
 
 

@@ -40,8 +40,8 @@ def works(ring: KeyRing, text: str) -> bool:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Ten times as long as a gateway may take to see a change."""
-    async with asyncio.timeout(10):
+    """Many times as long as a gateway may take to see a change."""
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -143,8 +143,11 @@ async def test_keys_come_and_go_without_a_restart(store: KeyStore, tmp_path: Pat
         assert works(ring, texts[2])
 
 
-async def test_changes_within_one_tick_of_the_file_systems_clock_are_seen(store: KeyStore, tmp_path: Path) -> None:
+async def test_changes_within_one_tick_of_the_file_systems_clock_are_seen(
+    store: KeyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The folder's time of change is set back to what a look has seen, as a coarse clock would leave it."""
+    monkeypatch.setattr(keyring, "SETTLED_NANOSECONDS", 10**12)  # a busy disk's own seconds are not to count
     _, first = await aside(store.create, "first")
     async with KeyRing(tmp_path) as ring:
         await until(lambda: works(ring, first))

@@ -15,9 +15,10 @@ from typing import Any, cast
 import pytest
 
 from kernelpool.backends.docker import relay
-from kernelpool.backends.docker.line import MOST, Broken, Line
+from kernelpool.backends.docker.line import MOST, SILENCE, Broken, Line
 from kernelpool.backends.docker.relay import CHUNK, COUNT, DATA, END, GONE, HEAD, OPEN, OPENED, PING, ROOM, WINDOW
 from kernelpool.backends.docker.streams import Stream
+from tests.virtual_time import virtual_time
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Caller = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -31,9 +32,11 @@ class Pipes:
         assert process.stdout is not None
         self.process = process
         self.reader, self.writer = process.stdout, process.stdin
+        self.said = bytearray()
 
     async def output(self) -> AsyncIterator[bytes]:
         while piece := await self.reader.read(1 << 16):
+            self.said += piece
             yield piece
 
     def abort(self) -> None:
@@ -46,23 +49,23 @@ class Pipes:
 
 
 @asynccontextmanager
-async def relayed(serve: Serve | None, *, silence: float = 12.0) -> AsyncIterator[Line]:
+async def relayed(serve: Serve | None) -> AsyncIterator[Line]:
     """A line to a server on loopback, or to a port at which nobody is."""
-    held = socket.create_server(("127.0.0.1", 0)) if serve is None else None
-    port = held.getsockname()[1] if held else 0
-    if held:
-        held.close()
     async with contextlib.AsyncExitStack() as stack:
         if serve is not None:
             server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
             port = server.sockets[0].getsockname()[1]
+        else:
+            held = stack.enter_context(socket.socket())
+            held.bind(("127.0.0.1", 0))  # and listens not: nobody else gets it meanwhile
+            port = held.getsockname()[1]
         text = Path(relay.__file__).read_text()
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", "-c", text, str(port)),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
-        line = Line(cast("Stream", Pipes(process)), silence=silence)
+        line = Line(cast("Stream", Pipes(process)))
         try:
             yield line
         finally:
@@ -323,18 +326,41 @@ async def test_a_relay_may_speak_in_any_pieces_and_of_what_was_given_up() -> Non
 
 
 async def test_a_line_that_says_nothing_any_more_is_broken() -> None:
-    stream = Said()
-    line = Line(cast("Stream", stream), silence=0.3)
+    with virtual_time():
+        stream = Said()
+        line = Line(cast("Stream", stream))
 
-    async with asyncio.timeout(30):
-        await line.wait_broken()
+        async with asyncio.timeout(SILENCE * 2):
+            await line.wait_broken()
 
-    assert bytes(stream.heard).startswith(frame(PING, 0))
-    await line.aclose()
+        assert bytes(stream.heard).startswith(frame(PING, 0))
+        await line.aclose()
 
 
-async def test_a_relay_that_answers_pings_is_not_silent() -> None:
-    async with relayed(echo, silence=0.5) as line:
+async def test_a_line_whose_pings_are_answered_is_not_silent() -> None:
+    class Answering(Said):
+        def write(self, data: bytes) -> None:
+            super().write(data)
+            assert data == frame(PING, 0)
+            self.said.put_nowait(data)
+
+    with virtual_time():
+        line = Line(cast("Stream", Answering()))
+
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(SILENCE * 10):
                 await line.wait_broken()
+
+        await line.aclose()
+
+
+async def test_a_relay_answers_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernelpool.backends.docker.line.PING_SECONDS", 0.1)
+    answers = frame(PING, 0) * 5
+    async with relayed(echo) as line:
+        stream = cast("Any", line)._stream
+        async with asyncio.timeout(30):
+            while len(stream.said) < len(answers):
+                await asyncio.sleep(0.01)
+
+        assert stream.said.startswith(answers)

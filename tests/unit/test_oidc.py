@@ -259,9 +259,9 @@ async def test_what_was_wrong_is_said_to_the_log_alone(issuer: Issuer, caplog: p
     assert not [part for part in token.split(".") if part in lines]
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [(-2, True), (-20, False)])
+@pytest.mark.parametrize(("seconds", "expected"), [(-200, True), (-400, False)])
 async def test_clocks_may_differ_by_what_was_said(issuer: Issuer, seconds: int, expected: bool) -> None:
-    async with trusting(issuer) as authenticator:
+    async with trusting(issuer, clock_skew=300) as authenticator:
         assert await is_let_in(authenticator, issuer.token(exp=int(time.time()) + seconds)) is expected
         assert await is_let_in(authenticator, issuer.token(nbf=int(time.time()) - seconds)) is expected
 
@@ -332,7 +332,8 @@ async def test_known_keys_go_on_while_the_issuer_is_down(issuer: Issuer) -> None
 
 async def test_known_keys_do_not_go_on_for_ever(issuer: Issuer) -> None:
     async with trusting(issuer, keys_ttl=INTERVAL, keys_stale=INTERVAL * 3) as authenticator:
-        assert await is_let_in(authenticator, issuer.token())
+        # The keys may be too old already when somebody on a busy machine looks.
+        await until(lambda: is_let_in(authenticator, issuer.token()))
         issuer.answer = (503, b"", {})
 
         async def is_refused() -> bool:
@@ -376,11 +377,13 @@ async def test_an_issuer_that_answers_nonsense_harms_nobody(
     issuer: Issuer, stranger: Issuer, answer: tuple[int, bytes, dict[str, str]]
 ) -> None:
     issuer.answer = answer
-    async with trusting(issuer, stranger) as authenticator:
+    async with trusting(issuer, stranger, keys_interval=60) as authenticator:  # it is not asked again meanwhile
         assert not await is_let_in(authenticator, issuer.token())
         assert await is_let_in(authenticator, stranger.token(kid="strange", key="two"))
         assert issuer.asked == 1
 
+    async with trusting(issuer) as authenticator:
+        assert not await is_let_in(authenticator, issuer.token())
         issuer.answer = None
         await until(lambda: is_let_in(authenticator, issuer.token()))
 

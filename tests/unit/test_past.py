@@ -68,4 +68,4 @@ def test_an_answer_is_bounded_and_so_is_its_time() -> None:
     everything = answer({"hist_access_type": "range"}, past)
 
     assert (found["history"], len(everything["history"])) == ([], MAX_ENTRIES)
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 30

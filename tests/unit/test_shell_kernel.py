@@ -193,7 +193,7 @@ def test_half_a_megabyte_on_one_line_takes_no_time(kernel: Kernel) -> None:
     cell = kernel.run("head -c 500000 /dev/zero | tr '\\0' x; echo")
 
     assert cell.text() == "x" * 500_000 + "\n"
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
 
 
 def test_no_last_line_is_lost(kernel: Kernel) -> None:
@@ -222,7 +222,9 @@ def test_processes_in_the_background_keep_no_cell_open_and_are_heard_later(kerne
 
 
 def test_background_processes_outlive_an_interrupt(kernel: Kernel) -> None:
-    kernel.run("sleep 1000 & pid=$!")
+    # Until it has been started, an interrupt strikes what is still a copy of bash.
+    runs = 'read -r name </proc/$pid/comm && [ "$name" = sleep ]'
+    kernel.run(f"sleep 1000 & pid=$!; until {runs}; do sleep 0.01; done")
     request = kernel.send("echo on; sleep 1000")
     kernel.wait_for_text(request, "on")
 
@@ -269,12 +271,22 @@ def test_what_it_is_is_told(kernel: Kernel) -> None:
 
 
 def test_a_failure_stops_what_was_sent_with_it_when_that_is_wanted(kernel: Kernel) -> None:
-    requests = [kernel.send("sleep 0.2; false", stop_on_error=True), kernel.send("echo never"), kernel.send("echo no")]
+    failing = "until [ -e all-sent ]; do sleep 0.01; done; false"
+    requests = [kernel.send(failing, stop_on_error=True), kernel.send("echo never"), kernel.send("echo no")]
+    kernel.wait_until_received()
+    (kernel.home / "all-sent").touch()
 
     cells = [kernel.finish(request) for request in requests]
 
     assert [cell.status for cell in cells] == ["error", "aborted", "aborted"]
     assert kernel.run("echo again").text() == "again\n"
+
+
+def test_what_is_sent_once_a_failure_is_known_is_run(kernel: Kernel) -> None:
+    for _ in range(200):
+        failed = kernel.send("false", stop_on_error=True)
+        assert kernel.reply(failed)["status"] == "error"
+        assert kernel.run("true").status == "ok"
 
 
 def test_a_shutdown_ends_it(fresh: Kernel) -> None:
@@ -351,6 +363,17 @@ def test_loops_that_are_lost_leave_the_next(bash: Any, lost: int, refills: int) 
     assert ended(bash) == 0
 
 
+def test_an_interrupt_ends_a_cell_the_same_in_a_shell_that_was_slow_to_start(bash: Any) -> None:
+    bash._prompt.write(bash._setup)  # as when nothing was heard of the first in time
+
+    for _ in range(10):
+        bash.begin("n=$((n + 1)); kill -INT $$; sleep 1000")
+        assert ended(bash) == 130
+    bash.begin("(exit $n)")
+
+    assert ended(bash) == 10
+
+
 def test_functions_and_fields_of_the_user_do_not_come_between(fresh: Kernel) -> None:
     fresh.run("printf() { echo mine; }; read() { echo mine; }; eval() { echo mine; }; IFS=0123456789")
 
@@ -359,10 +382,12 @@ def test_functions_and_fields_of_the_user_do_not_come_between(fresh: Kernel) -> 
 
 
 def test_what_waits_behind_an_exit_is_answered(fresh: Kernel) -> None:
-    cell = fresh.send("sleep 0.2; exit 1", stop_on_error=True)
+    cell = fresh.send("until [ -e all-sent ]; do sleep 0.01; done; exit 1", stop_on_error=True)
     completion = fresh.client.complete("ech")
     info = fresh.client.kernel_info()
     aborted = fresh.send("echo never")
+    fresh.wait_until_received()
+    (fresh.home / "all-sent").touch()
 
     assert failure(fresh.finish(cell))[0] == "ShellExited"
     assert fresh.finish(aborted).status == "aborted"
@@ -452,7 +477,7 @@ def test_long_words_are_completed_in_no_time(monkeypatch: pytest.MonkeyPatch) ->
 
     assert question("x" * 200_000 + " ec", 200_003)[1] == 200_001
     assert question("echo " * 2000 + "$na", 10_003) == ("compgen -v -P '$' -- na || :", 10_000)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # and not minutes
 
 
 def test_what_comes_from_the_background_is_no_completion(fresh: Kernel) -> None:

@@ -92,8 +92,8 @@ def test_a_kernels_span_lies_within_its_call_whatever_the_agent_says(
     assert kernel.end_time is not None
     assert before - 1e6 <= kernel.start_time <= kernel.end_time <= time.time_ns()
     [(_, ran, queued)] = counting.seen
-    assert 0 <= ran < 1
-    assert 0 <= queued < 1
+    assert 0 <= ran < 60
+    assert 0 <= queued < 60
 
 
 def test_an_end_is_told_once_and_only_of_what_was_begun_here() -> None:

@@ -245,11 +245,11 @@ async def test_a_cancelled_build_leaves_neither_files_nor_processes(state: Path)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that keeps pip waiting
         index = f"--index-url=http://127.0.0.1:{silent.getsockname()[1]}/simple"
         building = asyncio.create_task(build_tree(runtime(state / "tiny", index), state, lambda text: None))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not processes_of(state):
                 await asyncio.sleep(0.01)
         building.cancel()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             with pytest.raises(asyncio.CancelledError):
                 await building
 
@@ -306,7 +306,7 @@ async def test_two_gateways_build_one_after_the_other(tree: Tree) -> None:
     with (state / "runtimes/.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         building = asyncio.create_task(build_tree(runtime(state / "tiny", "tabulate"), state, say))
-        await asyncio.wait_for(waiting.wait(), 30)
+        await asyncio.wait_for(waiting.wait(), 60)
         built_meanwhile = tree.program.exists()
 
     assert said == ["waiting for another gateway that is preparing runtimes"]
