@@ -1,7 +1,8 @@
 """Virtual time: the clock of the event loop jumps to the next timer as soon as nothing else is left to do.
 
 A test may then wait for hours: `await asyncio.sleep(3600)` returns at once, after everything that was to happen within
-that hour has happened. Only for code that waits for timers, tasks and threads; sockets have a time of their own.
+that hour has happened. Only for code that waits for timers, tasks and threads; sockets have a time of their own, but
+for Unix sockets with both ends in the loop: what was sent is there before the loop looks.
 """
 
 from __future__ import annotations

@@ -282,15 +282,26 @@ class Executions:
         if run.over.done():
             return None
         cause = run.stop.result() if run.stop.done() else EndCause.TIMED_OUT
-        grace = self._config.interrupt_grace
-        await asyncio.wait({run.over, run.begun}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-        self.kernel.interrupt()
-        await asyncio.wait({run.over}, timeout=grace)
+        await self._interrupt(run)
         if not run.over.done():
             what = "was canceled" if cause is EndCause.CANCELED else f"exceeded {run.timeout:g} s"
             await self.kernel.restart(f"the kernel was restarted: an execution {what} and ignored the interrupt")
-            await asyncio.wait({run.over}, timeout=LAST_WORDS + grace)
+            await asyncio.wait({run.over}, timeout=LAST_WORDS + self._config.interrupt_grace)
         return cause
+
+    async def _interrupt(self, run: Run) -> None:
+        """And wait for its end. Before the kernel has begun the code, an interrupt meets nobody, or what has the kernel
+        instead, as a widget's callback; whatever that ends, the code has its turn then, and an interrupt of its own."""
+        grace = self._config.interrupt_grace
+        for _ in range(2):
+            await asyncio.wait({run.over, run.begun}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
+            if run.over.done():
+                return
+            has_begun = run.begun.done()
+            self.kernel.interrupt()
+            if has_begun:
+                await asyncio.wait({run.over}, timeout=grace)
+                return
 
     def _verdict(self, run: Run, stopped_by: EndCause | None) -> tuple[ExecutionState, EndCause, str | None]:
         lost = run.lost

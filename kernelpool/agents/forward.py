@@ -33,7 +33,7 @@ MAX_INTERIM = 16
 CHUNKS_A_TURN = 64
 """Chunks that are parsed before others get their turn."""
 LAST_WORDS = 16
-"""Chunks that are read of what a container said before it closed: more than a socket holds."""
+"""Chunks that are read of what a container said before it closed."""
 CONNECT_SECONDS = 5.0
 SWITCHING = 101
 LAST_STATUS = 599
@@ -114,15 +114,14 @@ class _LastWords(asyncio.StreamReaderProtocol):
         self._socket = transport.get_extra_info("socket").fileno()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not isinstance(exc, ConnectionError):
-            super().connection_lost(exc)
-            return
-        with suppress(OSError):
-            for _ in range(LAST_WORDS):
-                if not (data := os.read(self._socket, CHUNK)):
-                    break
-                self._reader.feed_data(data)
-        super().connection_lost(None)  # the end of what it says, after which there is no more to send either
+        if isinstance(exc, ConnectionError):
+            with suppress(OSError):
+                for _ in range(LAST_WORDS):
+                    if not (data := os.read(self._socket, CHUNK)):
+                        exc = None  # the end of what it says, after which there is no more to send either
+                        break
+                    self._reader.feed_data(data)
+        super().connection_lost(exc)
 
 
 def _abort_unless_sent(sending: asyncio.Task[None], writer: asyncio.StreamWriter) -> None:

@@ -16,7 +16,6 @@ from kernelpool.client.calls import NotebookOptions, PoolCalls, SessionCalls
 from kernelpool.client.connection import MAX_ANSWER, RETRIES, TIMEOUT, Connection, Token
 from kernelpool.client.errors import ClientError, InvalidRequest, SessionNotFound, UnexpectedAnswer
 from kernelpool.client.notebooks import (
-    CellState,
     ExecutionInfo,
     Notebook,
     NotebookResult,
@@ -231,20 +230,17 @@ class AsyncSession:
         options = NotebookOptions(id or calls.new_id(), parameters, timeout, cell_timeout, stop_on_error)
         limit = self._transport.connection.max_answer
         events = self._transport.follow(NotebookWatch(self._calls.run_notebook(notebook, options), limit))
-        running = ""
         try:
             async with aclosing(events):
                 async for event in events:
                     if isinstance(event, NotebookResult):
                         result = event
-                    elif isinstance(event, CellState):
-                        running = "" if event.state.is_final else event.execution
-                    if on_cell is not None and not isinstance(event, NotebookResult):
+                    elif on_cell is not None:
                         on_cell(event)
         except asyncio.CancelledError:
             with suppress(ClientError, TimeoutError):
                 async with asyncio.timeout(CANCEL_SECONDS):
-                    for cell in [running] if running else unfinished(await self.executions(), options.id):
+                    for cell in unfinished(await self.executions(), options.id):
                         await self.execution(cell).cancel()
             raise
         return result

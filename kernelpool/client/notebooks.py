@@ -145,7 +145,8 @@ def executions_of(answer: dict[str, Any]) -> tuple[list[ExecutionInfo], bool]:
 
 def unfinished(executions: Iterable[ExecutionInfo], run: str) -> list[str]:
     """The cells of a notebook's run that have begun and not ended; also those of whose beginning nobody has heard."""
-    return [each.id for each in executions if each.id.startswith(f"{run}.") and not each.status.is_final]
+    cells = [each for each in executions if each.origin == "notebook" and each.id.rpartition(".")[0] == run]
+    return [cell.id for cell in cells if not cell.status.is_final]
 
 
 def _execution_of(entry: Mapping[str, Any]) -> ExecutionInfo:

@@ -15,7 +15,6 @@ from kernelpool.client.calls import NotebookOptions, PoolCalls, SessionCalls
 from kernelpool.client.connection import MAX_ANSWER, RETRIES, TIMEOUT, Connection, Token
 from kernelpool.client.errors import ClientError, InvalidRequest, SessionNotFound, UnexpectedAnswer
 from kernelpool.client.notebooks import (
-    CellState,
     ExecutionInfo,
     Notebook,
     NotebookResult,
@@ -227,19 +226,16 @@ class Session:
         options = NotebookOptions(id or calls.new_id(), parameters, timeout, cell_timeout, stop_on_error)
         limit = self._transport.connection.max_answer
         events = self._transport.follow(NotebookWatch(self._calls.run_notebook(notebook, options), limit))
-        running = ""
         try:
             with closing(events):
                 for event in events:
                     if isinstance(event, NotebookResult):
                         result = event
-                    elif isinstance(event, CellState):
-                        running = "" if event.state.is_final else event.execution
-                    if on_cell is not None and not isinstance(event, NotebookResult):
+                    elif on_cell is not None:
                         on_cell(event)
         except KeyboardInterrupt:
             with suppress(ClientError):
-                for cell in [running] if running else unfinished(self.executions(), options.id):
+                for cell in unfinished(self.executions(), options.id):
                     self.execution(cell).cancel()
             raise
         return result

@@ -13,7 +13,7 @@ from kernelpool.errors import StartFailed
 from kernelpool.pool.settings import PoolSettings, fingerprint, sandbox_spec
 from kernelpool.runtimes import Runtime
 
-WHY_SECONDS = 1.0
+WHY_SECONDS = 3.0
 """How long a call that lost its sandbox waits for the backend to say why."""
 
 

@@ -152,7 +152,7 @@ class PoolSettings(_Settings):
     history_size: int = Field(1000, ge=1, le=100_000)
     """Executions of a session that can still be polled."""
     interrupt_grace: Seconds = 3.0
-    """Seconds that interrupted code has to stop, before its kernel is restarted."""
+    """Seconds that interrupted code has to stop, before its kernel is restarted; first to begin, if it has not yet."""
     save_displayed_images: bool = True
     """Also write the images that code displays into the workspace."""
     output_streams_max_length: int = Field(4096, ge=0, le=64 << 20)
@@ -213,7 +213,7 @@ class PoolSettings(_Settings):
     @property
     def longest_stop(self) -> float:
         """Seconds in which an execution that is asked to end has ended: interrupted, or its kernel restarted."""
-        return self.interrupt_grace + self.start_timeout + 30
+        return 4 * self.interrupt_grace + self.start_timeout + 30
 
     @property
     def longest_wait(self) -> float:

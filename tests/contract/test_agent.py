@@ -292,19 +292,65 @@ async def test_an_ignored_interrupt_ends_in_a_restart_that_is_told() -> None:
         assert (await run(agent, "1")).state_lost_before is None
 
 
+HEARS_INTERRUPTS = """
+import os, subprocess, sys, time
+hears = "import signal, time; signal.signal(2, lambda *_: open('interrupted', 'w')); print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", hears], stdout=subprocess.PIPE)
+child.stdout.readline()
+x = 1
+print(os.getpid(), os.getcwd())
+"""
+
+
 async def test_code_that_is_stopped_before_the_kernel_has_begun_it_costs_no_variables() -> None:
     async with real_agent(interrupt_grace=30) as agent:
         await agent.activate(ACTIVATION)
-        kernel = int(stdout(await run(agent, "import os, time; x = 1; print(os.getpid())")))
-        os.kill(kernel, signal.SIGSTOP)
+        kernel, _ = stdout(await run(agent, HEARS_INTERRUPTS)).split()
+        os.kill(int(kernel), signal.SIGSTOP)
         stopped = asyncio.create_task(run(agent, "while True: pass", timeout=0.1))
         await asyncio.sleep(1)  # an agent that is slower still than this interrupts later, and passes
 
-        os.kill(kernel, signal.SIGCONT)
+        os.kill(int(kernel), signal.SIGCONT)
 
         execution = await stopped
         assert (execution.cause, execution.kernel_restarted) == (EndCause.TIMED_OUT, False)
-        assert stdout(await run(agent, "print(x)")) == "1\n"
+        assert stdout(await run(agent, "child.kill(); print(x)")) == "1\n"
+
+
+async def test_code_that_is_begun_after_the_interrupt_is_interrupted_again() -> None:
+    async with real_agent(interrupt_grace=5) as agent:
+        await agent.activate(ACTIVATION)
+        kernel, folder = stdout(await run(agent, HEARS_INTERRUPTS)).split()
+        os.kill(int(kernel), signal.SIGSTOP)
+        stopped = asyncio.create_task(run(agent, "while True: pass", timeout=0.1))
+        async with asyncio.timeout(60):
+            while not await asyncio.to_thread(Path(folder, "interrupted").exists):
+                await asyncio.sleep(0.05)
+
+        os.kill(int(kernel), signal.SIGCONT)
+
+        execution = await stopped
+        assert (execution.cause, execution.kernel_restarted) == (EndCause.TIMED_OUT, False)
+        assert stdout(await run(agent, "child.kill(); print(x)")) == "1\n"
+
+
+async def test_a_kernel_that_dies_before_it_has_begun_leaves_the_next_one_alone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with real_agent(interrupt_grace=30) as agent:
+        await agent.activate(ACTIVATION)
+        kernel = int(stdout(await run(agent, "import os; print(os.getpid())")))
+        os.kill(kernel, signal.SIGSTOP)
+        stopped = asyncio.create_task(run(agent, "while True: pass", timeout=0.1))
+        await asyncio.sleep(1)  # as above
+
+        os.kill(kernel, signal.SIGKILL)
+
+        assert (await stopped).state_lost_during
+        assert stdout(await run(agent, "print(1)")) == "1\n"
+    told = capfd.readouterr().err
+    assert "kernel lost" in told
+    assert "did not start" not in told
 
 
 # A kernel's flush is over when ZMQ has the text, whose own thread then writes it. That thread dies with the kernel:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -132,7 +133,7 @@ class Gateway:
         # Not by glob, which fails when a group of somebody else's goes meanwhile.
         left += [Path(folder) for folder, _, _ in os.walk("/sys/fs/cgroup") if f"/{tag}-" in folder]
         tables = [Path(name).read_text().splitlines() for name in ("/proc/self/mountinfo", "/proc/net/unix")]
-        lines = [line for lines in tables for line in lines if f"{self.state}/" in line]
+        lines = [line for lines in tables for line in lines if re.search(rf"{self.state}[/\s]", f"{line}\n")]
         processes = [_command(pid) for sandbox in self.seen for pid in sandbox_processes(sandbox)]
         return [*map(str, left), *lines, *processes, *self._containers()]
 

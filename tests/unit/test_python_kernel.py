@@ -152,8 +152,7 @@ def test_a_line_whose_end_comes_late_is_told_as_one(kernel: Kernel) -> None:
     cell = kernel.run(
         "import sys, time\n"
         "out = sys.stdout\n"
-        "out.write('4')\n"
-        "out.flush_interval = 600  # of the one more\n"
+        "with out._buffer_lock: out.write('4'), setattr(out, 'flush_interval', 600)  # of the one more\n"
         "before = time.monotonic()\n"
         "while not out._was_due and time.monotonic() < before + 60: time.sleep(0.01)\n"
         "print('2')\n"

@@ -48,8 +48,8 @@ class EventfdIOPubThread(IOPubThread):
 
     def flush_within(self, seconds: float) -> None:
         """Have all streams flushed by this thread, at the latest in so many seconds."""
-        at = monotonic() + seconds
-        if self._flush_at is None or at < self._flush_at:
+        at, due = monotonic() + seconds, self._flush_at
+        if due is None or at < due:
             self._flush_at = at
             self._wake()
 
@@ -110,7 +110,7 @@ class EventfdIOPubThread(IOPubThread):
     def _setup_pipe_out(self) -> tuple[zmq.Context[Any], zmq.Socket[bytes]]:
         context: zmq.Context[Any] = zmq.Context()
         pipe = context.socket(zmq.REQ)
-        pipe.linger = FORK_WAITS
+        pipe.linger = 0
         pipe.connect(self._fork_address)
         return context, pipe
 

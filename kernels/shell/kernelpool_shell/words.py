@@ -6,8 +6,7 @@ import re
 import shlex
 import subprocess
 
-SECONDS = 10.0
-"""On a machine that is busy a process may take two to start."""
+SECONDS = 2.0
 NEAR = 4096
 """Characters before the cursor that are looked at: what is looked for takes the square of them."""
 _WORD = re.compile(r"[^\s;|&<>()'\"`=]*$")
