@@ -21,6 +21,9 @@ CHUNK = 64 << 10
 LINGER = 0.1
 """Seconds for which the end of the streams is waited for once the command has ended: what it started without waiting
 for, as `> >(tee log)` does, has its last words then, too."""
+ROUNDS = 5
+"""Times LINGER at most for a terminal. Its buffers hold more than can be asked for at once: a process that was held up
+while it lingered has not seen it all, as long as there was something new."""
 LATE_PAUSE = 0.05
 """Seconds between two looks at what processes in the background write: a flood of it is not worth our time."""
 GATHER = 0.02
@@ -40,16 +43,20 @@ class Pipe:
         self._is_late = False
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when nobody holds its other end any more."""
+        self.rounds = ROUNDS if os.isatty(descriptor) else 1
         self._loop.add_reader(descriptor, self._readable)
 
-    def take_waiting(self) -> None:
-        """What it holds at this moment, however much is written meanwhile."""
+    def take_waiting(self) -> int:
+        """What it holds at this moment, however much is written meanwhile: so many bytes."""
+        if self.ended.done():
+            return 0
         size = array.array("i", [0])
         with contextlib.suppress(OSError):
             fcntl.ioctl(self._descriptor, termios.FIONREAD, size)
         left = size[0]
         while left > 0 and not self.ended.done():
             left -= self._read(min(left, CHUNK)) or left
+        return size[0]
 
     def slow_down(self) -> None:
         """From now on there is no hurry."""
@@ -106,10 +113,14 @@ class Transcript:
 
     async def settle(self) -> None:
         """The command has ended: all that it wrote is written on when this returns."""
+        rounds = max(pipe.rounds for pipe in self._pipes)
         for pipe in self._pipes:
             pipe.take_waiting()
-        if not self.is_over:
+        while rounds and not self.is_over:
+            rounds -= 1
             await asyncio.wait([pipe.ended for pipe in self._pipes], timeout=LINGER)
+            if not sum(pipe.take_waiting() for pipe in self._pipes):
+                break
         self.flush()
         for pipe in self._pipes:
             pipe.slow_down()
