@@ -33,7 +33,7 @@ SUBSHELLS_ON_CONTROL = "kernelpool: subshells on control"
 """A feature of our Python kernel: requests to subshells go to control, for it reads the shell only when not busy."""
 MAX_HELD = 64 << 20
 """Bytes of messages that wait for a kernel to come up."""
-LAST_WORDS = 0.5
+LAST_WORDS = 2.0
 """Seconds at most to read what a kernel that has died had sent before."""
 
 
