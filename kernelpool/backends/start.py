@@ -135,7 +135,7 @@ class Start:
             stack.callback(os.close, config)
             seccomp = sealed("seccomp", self._host.seccomp)
             stack.callback(os.close, seccomp)
-            return Launch(
+            launched = Launch(
                 id=self._spec.id,
                 bwrap=self._host.bwrap,
                 arguments=bwrap_argv(view),
@@ -145,6 +145,10 @@ class Start:
                 rlimits=rlimits(self._spec.limits, memory_is_limited=self._host.memory_is_limited),
                 fds={**fds, LISTEN_FD: listener.fileno(), CONFIG_FD: config, SECCOMP_FD: seccomp},
             ).run(last_words)
+        # Here, because a start that is cancelled hears of no result; and a process that executes bwrap just now has for
+        # a moment no arguments by which it could be found.
+        self.record = replace(self.record, monitor=identify(launched))
+        return launched
 
     async def _identify(
         self, status: socket.socket, launched: int, last_words: LastWords

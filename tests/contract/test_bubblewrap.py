@@ -20,9 +20,11 @@ import pytest
 from kernelpool.backends import launch
 from kernelpool.backends.base import RuntimeMetadata, Say
 from kernelpool.backends.bubblewrap import BubblewrapBackend, BubblewrapSettings
+from kernelpool.backends.cgroups import CgroupRoot
 from kernelpool.backends.processes import Process, identify
 from kernelpool.backends.records import ProcessId
 from kernelpool.backends.sandboxed import BubblewrapSandbox
+from kernelpool.backends.start import Start
 from kernelpool.backends.tree.build import Tree
 from kernelpool.errors import StartFailed
 from kernelpool.runtimes import Runtime
@@ -66,6 +68,32 @@ async def test_no_two_sandboxes_have_the_same_user_and_none_is_root(backend: Bub
     assert uids == {one.record.uid for one in sandboxes}
     assert len(uids) == 3
     assert 0 not in uids
+
+
+async def test_a_start_that_is_cancelled_before_bwrap_has_spoken_leaves_nothing_where_there_are_no_groups(
+    kit: BubblewrapKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = asyncio.Event()
+
+    async def never(self: Start, *_: Any) -> Any:
+        assert self.record.monitor is not None
+        launched.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Start, "_identify", never)
+    monkeypatch.setattr(CgroupRoot, "open", lambda tag: CgroupRoot((), tag))
+    async with kit.backend() as backend:
+        before = kit.traces()
+        for seconds in (0, 0.001, 0.005, 0.02, 0.1):
+            launched.clear()
+            starting = asyncio.create_task(backend.create(spec()))
+            await launched.wait()
+            await asyncio.wait([starting], timeout=seconds)
+
+            starting.cancel()
+            await asyncio.wait([starting])
+
+            assert kit.traces() == before
 
 
 @as_root
