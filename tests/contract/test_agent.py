@@ -292,6 +292,21 @@ async def test_an_ignored_interrupt_ends_in_a_restart_that_is_told() -> None:
         assert (await run(agent, "1")).state_lost_before is None
 
 
+async def test_code_that_is_stopped_before_the_kernel_has_begun_it_costs_no_variables() -> None:
+    async with real_agent(interrupt_grace=30) as agent:
+        await agent.activate(ACTIVATION)
+        kernel = int(stdout(await run(agent, "import os; x = 1; print(os.getpid())")))
+        os.kill(kernel, signal.SIGSTOP)
+        stopped = asyncio.create_task(run(agent, "while True: pass", timeout=0.1))
+        await asyncio.sleep(1)  # an agent that is slower still than this interrupts later, and passes
+
+        os.kill(kernel, signal.SIGCONT)
+
+        execution = await stopped
+        assert (execution.cause, execution.kernel_restarted) == (EndCause.TIMED_OUT, False)
+        assert stdout(await run(agent, "print(x)")) == "1\n"
+
+
 HEARS_INTERRUPTS = """
 import os, subprocess, sys, time
 hears = "import signal, time; signal.signal(2, lambda *_: open('interrupted', 'w')); print(flush=True); time.sleep(600)"
@@ -300,21 +315,6 @@ child.stdout.readline()
 x = 1
 print(os.getpid(), os.getcwd())
 """
-
-
-async def test_code_that_is_stopped_before_the_kernel_has_begun_it_costs_no_variables() -> None:
-    async with real_agent(interrupt_grace=30) as agent:
-        await agent.activate(ACTIVATION)
-        kernel, _ = stdout(await run(agent, HEARS_INTERRUPTS)).split()
-        os.kill(int(kernel), signal.SIGSTOP)
-        stopped = asyncio.create_task(run(agent, "while True: pass", timeout=0.1))
-        await asyncio.sleep(1)  # an agent that is slower still than this interrupts later, and passes
-
-        os.kill(int(kernel), signal.SIGCONT)
-
-        execution = await stopped
-        assert (execution.cause, execution.kernel_restarted) == (EndCause.TIMED_OUT, False)
-        assert stdout(await run(agent, "child.kill(); print(x)")) == "1\n"
 
 
 async def test_code_that_is_begun_after_the_interrupt_is_interrupted_again() -> None:
